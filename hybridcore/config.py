@@ -1,0 +1,290 @@
+"""Configuration of a run: one attrs class per TOML table; every field changes behaviour (F55, F57)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import attrs
+
+__all__ = [
+    "BudgetConfig",
+    "ControllerConfig",
+    "GroupsConfig",
+    "HistoryConfig",
+    "HybridConfig",
+    "MetricsConfig",
+    "PhasesConfig",
+    "PluginsConfig",
+    "PredictorConfig",
+    "ProbeConfig",
+    "RunConfig",
+    "TaskConfig",
+    "VerdictConfig",
+    "between",
+    "choice",
+]
+
+
+def between(
+    low: float, high: float = math.inf, *, low_open: bool = False, high_open: bool = False
+) -> Callable[[Any, Any, Any], None]:
+    """Attrs validator: a number in the interval; the message names the interval.
+
+    Args:
+        low: Lower end.
+        high: Upper end.
+        low_open: Exclude `low`.
+        high_open: Exclude `high`.
+    """
+    left, right = "(" if low_open else "[", ")" if high_open or high == math.inf else "]"
+    text = f"a number in {left}{low:g}, {high:g}{right}"
+
+    def check(instance: Any, attribute: Any, value: Any) -> None:
+        inside = (value > low if low_open else value >= low) and (
+            value < high if high_open else value <= high
+        )
+        if not inside:
+            raise ValueError(f"out of range: got {value!r}, expected {text}")
+
+    return check
+
+
+def choice(*names: str) -> Callable[[Any, Any, Any], None]:
+    """Attrs validator: one of `names`."""
+
+    def check(instance: Any, attribute: Any, value: Any) -> None:
+        if value not in names:
+            raise ValueError(f"unknown choice: got {value!r}, expected one of {', '.join(map(repr, names))}")
+
+    return check
+
+
+@attrs.frozen(kw_only=True)
+class RunConfig:
+    """Table ``[run]``.
+
+    Attributes:
+        steps: Real optimizer steps (those with a backward pass).
+        seed: Seeds initial weights, data order and the engine.
+        framework: Registry name of the adapter.
+        device: Device name in the framework's own words.
+        evaluate_every: Real steps between evaluations on the validation set.
+        directory: Folder that receives one sub-folder per run.
+    """
+
+    steps: int = attrs.field(default=1000, validator=between(1))
+    seed: int = attrs.field(default=0, validator=between(0, 2**31 - 1))
+    framework: str = "torch"
+    device: str = "cpu"
+    evaluate_every: int = attrs.field(default=50, validator=between(1))
+    directory: str = "runs"
+
+
+@attrs.frozen(kw_only=True)
+class TaskConfig:
+    """Table ``[task]``: `name` picks the task; all other keys are the task's own options.
+
+    Attributes:
+        name: Registry name, or ``module:function`` of your own.
+        options: The table's other keys, checked by the task.
+    """
+
+    name: str = "digits-mlp"
+    options: dict[str, Any] = attrs.field(factory=dict)
+
+
+@attrs.frozen(kw_only=True)
+class PhasesConfig:
+    """Table ``[phases]``: the rules of the cycle, whatever the controller wants.
+
+    Attributes:
+        warmup_steps: Real steps before anything is predicted.
+        full_steps: Real steps of the mandatory Full block between warm-up and the first Predict.
+        max_consecutive_predicts: Predict phases in a row (Correct between them) before a Full phase.
+        predict_mode: ``"jump"`` applies a change between two real steps and consumes no batch;
+            ``"step"`` spreads it over `predict_steps` batches that are consumed without a backward pass.
+        predict_steps: Batches of a Predict phase in mode ``"step"``.
+        forward_every: In mode ``"step"``, every this many predicted steps the loss is measured by a
+            forward pass; 0 measures none.
+    """
+
+    warmup_steps: int = attrs.field(default=40, validator=between(0))
+    full_steps: int = attrs.field(default=20, validator=between(1))
+    max_consecutive_predicts: int = attrs.field(default=5, validator=between(1))
+    predict_mode: str = attrs.field(default="jump", validator=choice("jump", "step"))
+    predict_steps: int = attrs.field(default=5, validator=between(1))
+    forward_every: int = attrs.field(default=0, validator=between(0))
+
+
+@attrs.frozen(kw_only=True)
+class ControllerConfig:
+    """Table ``[controller]``: `name` picks it; the table ``[controller.<name>]`` holds its own keys.
+
+    Attributes:
+        name: Registry name.
+        options: Own tables by registry name.
+    """
+
+    name: str = "threshold"
+    options: dict[str, dict[str, Any]] = attrs.field(factory=dict)
+
+
+@attrs.frozen(kw_only=True)
+class PredictorConfig:
+    """Table ``[predictor]``: `name` picks it; the table ``[predictor.<name>]`` holds its own keys.
+
+    Attributes:
+        name: Registry name.
+        options: Own tables by registry name.
+    """
+
+    name: str = "last-update"
+    options: dict[str, dict[str, Any]] = attrs.field(factory=dict)
+
+
+@attrs.frozen(kw_only=True)
+class ProbeConfig:
+    """Table ``[probe]``: forward-only losses on held-out examples (F81).
+
+    Attributes:
+        batches: Held-out batches that one probe reads; where the host gives none, the first this many
+            training batches are remembered instead.
+        tentative: Compare paired losses right before and after a jump, and undo one that is clearly worse.
+        tolerance: Share of the loss by which the mean may rise in the tentative test; a jump that first
+            raises the loss can still pay, so only clear damage is undone.
+        confidence_z: Standard errors beyond the tolerance that count as clear.
+    """
+
+    batches: int = attrs.field(default=2, validator=between(1))
+    tentative: bool = True
+    tolerance: float = attrs.field(default=0.1, validator=between(0.0))
+    confidence_z: float = attrs.field(default=2.0, validator=between(0.0))
+
+
+@attrs.frozen(kw_only=True)
+class VerdictConfig:
+    """Table ``[verdict]``: the delayed judgement of a trial (F82).
+
+    Attributes:
+        settle_steps: Real steps between a jump and its verdict.
+        window: Last real steps whose mean weights are judged.
+        confidence_z: A trial fails when its gain is below minus this many standard errors.
+        guard_z: One-sided guard inside a trial: a training loss this many deviations above the level
+            before it fails the trial at once.
+        guard_factor: The guard also needs a loss above this multiple of that level.
+    """
+
+    settle_steps: int = attrs.field(default=10, validator=between(1))
+    window: int = attrs.field(default=10, validator=between(1))
+    confidence_z: float = attrs.field(default=1.0, validator=between(0.0))
+    guard_z: float = attrs.field(default=6.0, validator=between(1.0))
+    guard_factor: float = attrs.field(default=1.5, validator=between(1.0))
+
+
+@attrs.frozen(kw_only=True)
+class BudgetConfig:
+    """Table ``[budget]``: what trying may cost (F83).
+
+    Attributes:
+        share: Share of the run's cost that probes, failed trials and restores may take unearned.
+        credit_share: Share of the verified credit that may be spent on top.
+        grace_steps: Real steps' worth of cost granted at the start, so that the first trials can happen.
+        backoff_steps: Real steps of pause after a failed trial.
+        backoff_factor: The pause grows by this factor with each failure in a row.
+        max_backoff_steps: Longest pause.
+    """
+
+    share: float = attrs.field(default=0.02, validator=between(0.0, 1.0))
+    credit_share: float = attrs.field(default=0.5, validator=between(0.0, 1.0))
+    grace_steps: float = attrs.field(default=20.0, validator=between(0.0))
+    backoff_steps: int = attrs.field(default=20, validator=between(0))
+    backoff_factor: float = attrs.field(default=2.0, validator=between(1.0))
+    max_backoff_steps: int = attrs.field(default=2000, validator=between(0))
+
+
+@attrs.frozen(kw_only=True)
+class HistoryConfig:
+    """Table ``[history]``: what is remembered of the weights.
+
+    Attributes:
+        window: Real steps averaged into one window mean.
+        windows: Window means kept.
+        memory_budget_mib: Upper bound in MiB for window means, snapshots and work buffers together;
+            fewer windows are kept to stay inside, and an error says so where even the least does not fit.
+    """
+
+    window: int = attrs.field(default=10, validator=between(1))
+    windows: int = attrs.field(default=3, validator=between(2))
+    memory_budget_mib: float = attrs.field(default=1024.0, validator=between(0.0, low_open=True))
+
+
+@attrs.frozen(kw_only=True)
+class GroupsConfig:
+    """Table ``[groups]``: predicted changes per kind of parameter (F86).
+
+    Attributes:
+        matrix_scale: Multiplier of the predicted change for weight matrices and kernels.
+        embedding_scale: The same for embeddings.
+        norm_scale: The same for normalisation scales and shifts.
+        bias_scale: The same for biases.
+        max_relative_jump: Largest norm of one predicted change over the norm of the weights, per group;
+            a longer one is shortened.
+    """
+
+    matrix_scale: float = attrs.field(default=1.0, validator=between(0.0))
+    embedding_scale: float = attrs.field(default=1.0, validator=between(0.0))
+    norm_scale: float = attrs.field(default=1.0, validator=between(0.0))
+    bias_scale: float = attrs.field(default=1.0, validator=between(0.0))
+    max_relative_jump: float = attrs.field(default=0.2, validator=between(0.0, low_open=True))
+
+
+@attrs.frozen(kw_only=True)
+class MetricsConfig:
+    """Table ``[metrics]``.
+
+    Attributes:
+        step_every: A step record is written every this many real steps; phases, jumps, verdicts and
+            evaluations are always written.
+        trace: Log each decision with its reason at INFO level.
+    """
+
+    step_every: int = attrs.field(default=1, validator=between(1))
+    trace: bool = False
+
+
+@attrs.frozen(kw_only=True)
+class PluginsConfig:
+    """Table ``[plugins]``.
+
+    Attributes:
+        load: Entry points that must load; a broken one among them is an error instead of a warning.
+        block: Entry points that must not be loaded.
+    """
+
+    load: tuple[str, ...] = ()
+    block: tuple[str, ...] = ()
+
+
+@attrs.frozen(kw_only=True)
+class HybridConfig:
+    """A whole configuration; without arguments, the defaults.
+
+    Example:
+        >>> HybridConfig().phases.predict_mode
+        'jump'
+    """
+
+    run: RunConfig = attrs.field(factory=RunConfig)
+    task: TaskConfig = attrs.field(factory=TaskConfig)
+    phases: PhasesConfig = attrs.field(factory=PhasesConfig)
+    controller: ControllerConfig = attrs.field(factory=ControllerConfig)
+    predictor: PredictorConfig = attrs.field(factory=PredictorConfig)
+    probe: ProbeConfig = attrs.field(factory=ProbeConfig)
+    verdict: VerdictConfig = attrs.field(factory=VerdictConfig)
+    budget: BudgetConfig = attrs.field(factory=BudgetConfig)
+    history: HistoryConfig = attrs.field(factory=HistoryConfig)
+    groups: GroupsConfig = attrs.field(factory=GroupsConfig)
+    metrics: MetricsConfig = attrs.field(factory=MetricsConfig)
+    plugins: PluginsConfig = attrs.field(factory=PluginsConfig)

@@ -1,0 +1,1 @@
+"""Built-in predictors, one per file."""

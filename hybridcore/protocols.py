@@ -1,0 +1,491 @@
+"""What adapters, predictors, controllers and tasks must offer; the meanings are the contract.
+
+`hybridcore.testing` turns each meaning into a test that third parties can run against their own class.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager
+from enum import StrEnum
+from types import ModuleType
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, runtime_checkable
+
+import attrs
+import numpy as np
+from numpy.typing import NDArray
+
+from hybridcore.layout import Array, Buckets, ParamGroup, ParamLayout
+
+if TYPE_CHECKING:
+    from hybridcore.history import History
+    from hybridcore.state import EngineState
+
+__all__ = [
+    "API_VERSION",
+    "Action",
+    "Adapter",
+    "Array",
+    "Buckets",
+    "Controller",
+    "Framework",
+    "OptimizerSpec",
+    "Outcome",
+    "Phase",
+    "Prediction",
+    "Predictor",
+    "Problem",
+    "Snapshot",
+    "StepRecord",
+    "StepResult",
+    "Task",
+    "TaskRun",
+    "Tracker",
+]
+
+API_VERSION = 1
+"""Version of these protocols; a plugin carries the one it was written for as ``api_version``."""
+
+
+class Phase(StrEnum):
+    """Phases of a run (F1)."""
+
+    WARMUP = "warmup"
+    FULL = "full"
+    PREDICT = "predict"
+    CORRECT = "correct"
+
+
+@attrs.frozen(slots=True)
+class StepResult:
+    """What one real step did.
+
+    Attributes:
+        loss: Mean training loss of the batch before the update.
+        grad_norm: Euclidean norm of the gradient the optimizer saw; NaN where it is not known.
+        skipped: True when no update happened (non-finite loss or gradient, or a GradScaler skipped it).
+        n_examples: Examples in the batch; 0 where it is not known.
+    """
+
+    loss: float
+    grad_norm: float = float("nan")
+    skipped: bool = False
+    n_examples: int = 0
+
+
+@attrs.frozen(slots=True)
+class StepRecord:
+    """One real step as predictors and monitors see it.
+
+    Attributes:
+        step: Real steps taken so far, this one included.
+        phase: Phase in which the step was taken.
+        loss: Mean training loss before the update.
+        grad_norm: Gradient norm.
+        learning_rate: The optimizer's learning rate at this step.
+        seconds: Wall-clock seconds of the step.
+    """
+
+    step: int
+    phase: Phase
+    loss: float
+    grad_norm: float
+    learning_rate: float
+    seconds: float
+
+
+Snapshot = Any
+"""An adapter's own immutable copy of parameters, optimizer state, buffers, scaler, scheduler and RNG."""
+
+
+@runtime_checkable
+class Adapter(Protocol):
+    """Bridge to one framework's model and optimizer. `AdapterContract` tests every sentence here.
+
+    Attributes:
+        name: Registry name, for example ``"torch"``.
+        api_version: `API_VERSION` it was written for.
+        xp: Array API namespace of the buckets it hands out.
+        device: Name of the device the buckets lie on.
+        capabilities: Names of what it can do beyond the minimum, for example ``"closure"``.
+        layout: How the trainable parameters lie in buckets. Frozen parameters are absent; tied weights
+            appear once.
+    """
+
+    name: str
+    api_version: int
+    xp: ModuleType
+    device: str
+    capabilities: frozenset[str]
+    layout: ParamLayout
+
+    def read_params(self, out: Buckets | None = None) -> Buckets:
+        """Copy of the weights as float32 buckets, never a view of the model.
+
+        Args:
+            out: Buckets that may be reused for the result; use the return value all the same.
+        """
+        ...
+
+    def add_params(self, into: Buckets, weight: float = 1.0, decay: float = 1.0) -> Buckets:
+        """``decay * into + weight * params`` in one pass; `into` may be reused, use the return value."""
+        ...
+
+    def write_params(self, buckets: Buckets) -> None:
+        """Set the weights to `buckets`, cast to the model's dtypes; nothing else changes."""
+        ...
+
+    def apply_delta(
+        self, deltas: Buckets, scale: float = 1.0, groups: Mapping[ParamGroup, float] | None = None
+    ) -> None:
+        """Add ``scale * groups[g] * delta`` to every parameter of group g (missing groups count 1.0).
+
+        Keeps the optimizer, graphs and wrappers valid and builds no autograd graph (F60).
+
+        Raises:
+            DeltaError: Buckets do not fit the layout; the weights are unchanged (F22).
+        """
+        ...
+
+    def weights(self, buckets: Buckets) -> AbstractContextManager[None]:
+        """Context in which the model has these weights; on exit the former ones are back bit for bit."""
+        ...
+
+    def train_step(self, batch: Any) -> StepResult:
+        """One forward, backward and optimizer update by the framework itself.
+
+        A non-finite loss or gradient changes nothing and gives ``skipped=True`` (F41).
+
+        Raises:
+            BatchError: The batch has a form the model cannot take.
+        """
+        ...
+
+    def probe_loss(self, batch: Any) -> NDArray[np.float64]:
+        """Per-example losses, shape (n,), forward only, in evaluation mode.
+
+        Builds no graph and leaves parameters, buffers, RNG and training mode untouched.
+        """
+        ...
+
+    def refresh_statistics(self, batches: Iterable[Any]) -> None:
+        """Re-estimate normalisation statistics by forwards over `batches`; nothing else changes (F86)."""
+        ...
+
+    def snapshot(self) -> Snapshot:
+        """Copy of everything a step can change: parameters, optimizer, buffers, scaler, scheduler, RNG."""
+        ...
+
+    def restore(self, snapshot: Snapshot) -> None:
+        """Put a snapshot back bit for bit; it stays valid for further restores.
+
+        Raises:
+            SnapshotError: It was taken from a model with another layout.
+        """
+        ...
+
+    def snapshot_nbytes(self) -> int:
+        """Bytes that one snapshot takes now."""
+        ...
+
+    def after_jump(self, deltas: Buckets) -> None:
+        """Adjust the optimizer's own state after a predicted change (F59); by default state is kept."""
+        ...
+
+    @property
+    def learning_rate(self) -> float:
+        """Learning rate of the optimizer's first group, now."""
+        ...
+
+    @property
+    def momentum_memory(self) -> float:
+        """Steps the optimizer's first moment remembers, ``1 / (1 - beta1)``; 1.0 without momentum."""
+        ...
+
+    def moments(self) -> dict[str, float]:
+        """Mean and standard deviation of the optimizer's moments: keys m_mean, m_std, v_mean, v_std (F9)."""
+        ...
+
+    def mean_scalar(self, value: float) -> float:
+        """Mean of a scalar over all ranks, so that all decide alike; the value itself on one process."""
+        ...
+
+    def synchronize(self) -> None:
+        """Wait until the device has finished, so that clocks tell the truth."""
+        ...
+
+    def state_dict(self) -> dict[str, Any]:
+        """Adapter-level state that snapshots do not hold (counters), as plain data."""
+        ...
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Put back what `state_dict` gave."""
+        ...
+
+
+@attrs.frozen(slots=True)
+class Prediction:
+    """A proposed weight change.
+
+    Attributes:
+        deltas: Float32 buckets; the change worth `horizon` optimizer steps. May point backward (averaging).
+        horizon: Optimizer steps it stands for.
+        confidence: In [0, 1].
+        predicted_loss: Training loss expected after the change, or None.
+    """
+
+    deltas: Buckets
+    horizon: float
+    confidence: float
+    predicted_loss: float | None = None
+
+
+@runtime_checkable
+class Predictor(Protocol):
+    """Proposes directions from weight history. `PredictorContract` tests every sentence here.
+
+    The class carries ``name`` (kebab-case registry name), ``api_version``, ``needs`` (what the history
+    must keep: any of ``"last-update"``, ``"window-means"``) and optionally ``Config``, an attrs class
+    whose fields are the keys of the table ``[predictor.<name>]``.
+    """
+
+    name: ClassVar[str]
+    api_version: ClassVar[int]
+    needs: ClassVar[frozenset[str]]
+
+    def reset(self, layout: ParamLayout, rng: np.random.Generator) -> None:
+        """Forget everything and prepare for a model of this layout."""
+        ...
+
+    def observe(self, record: StepRecord) -> None:
+        """Hear of a real step."""
+        ...
+
+    def ready(self, history: History) -> bool:
+        """Whether `predict` would have enough to go by."""
+        ...
+
+    def predict(self, history: History, horizon: float, xp: ModuleType) -> Prediction:
+        """Propose the change worth `horizon` more optimizer steps; never writes to history's arrays."""
+        ...
+
+    def state_dict(self) -> dict[str, Any]:
+        """State as plain data and arrays."""
+        ...
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Put back what `state_dict` gave."""
+        ...
+
+
+@attrs.frozen(slots=True)
+class Action:
+    """What a controller wants next.
+
+    Attributes:
+        phase: Phase to enter. FULL and CORRECT take real steps; PREDICT applies a predicted change.
+        length: Batches the phase lasts: real steps (FULL, CORRECT) or predicted steps (PREDICT, mode "step").
+        reason: One line for the trace.
+        predictor: Registry name; PREDICT only.
+        horizon: Optimizer steps the change should be worth; PREDICT only.
+        settle: Real steps from the first jump of a trial to its verdict; PREDICT only. Later jumps inside
+            an open trial belong to it.
+        judge: How the verdict is taken: ``"probe"`` (paired losses of window-averaged weights) or
+            ``"guard"`` (only the one-sided loss guard; costs no forward passes).
+    """
+
+    phase: Phase
+    length: int
+    reason: str
+    predictor: str | None = None
+    horizon: float = 0.0
+    settle: int = 0
+    judge: str = "probe"
+
+
+@attrs.frozen(slots=True)
+class Outcome:
+    """How a trial, or a refused jump, ended.
+
+    Attributes:
+        kept: The jumps stand; False means refused or rolled back.
+        predictor: Which predictor proposed them.
+        horizon: Horizon asked for, per jump.
+        jumps: Jumps applied in the trial.
+        real_steps: Real steps of the trial.
+        gain: Loss below the reference curve at equal cost (positive is good); NaN without a probe.
+        gain_error: Standard error of `gain`; NaN without a probe.
+        credit_steps: `gain` in step equivalents of the reference curve's slope; 0 when not kept.
+        credit_seconds: The same in seconds.
+        straightness: Cosine between the last two window displacements; NaN when not known.
+        reason: One line.
+    """
+
+    kept: bool
+    predictor: str
+    horizon: float
+    jumps: int
+    real_steps: int
+    gain: float
+    gain_error: float
+    credit_steps: float
+    credit_seconds: float
+    straightness: float
+    reason: str
+
+
+@runtime_checkable
+class Controller(Protocol):
+    """Chooses the next action at each phase boundary. ``Config`` keys live in ``[controller.<name>]``."""
+
+    name: ClassVar[str]
+    api_version: ClassVar[int]
+
+    def choose(self, state: EngineState) -> Action:
+        """Next action; the phase machine may turn a PREDICT into FULL when the rules say so."""
+        ...
+
+    def feedback(self, outcome: Outcome) -> None:
+        """Hear how a trial ended."""
+        ...
+
+    def state_dict(self) -> dict[str, Any]:
+        """State as plain data."""
+        ...
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Put back what `state_dict` gave."""
+        ...
+
+
+@runtime_checkable
+class Tracker(Protocol):
+    """Receives every event of a run; ``Config`` keys live in ``[trackers.<name>]``."""
+
+    name: ClassVar[str]
+
+    def on_event(self, event: str, payload: Mapping[str, Any]) -> None:
+        """Hear one event."""
+        ...
+
+    def close(self) -> None:
+        """Flush and release."""
+        ...
+
+
+@attrs.frozen
+class TaskRun:
+    """A task built for one framework and one seed.
+
+    Attributes:
+        adapter: Model and optimizer behind the adapter.
+        batches: Endless training batches, the same for every framework and arm of this seed.
+        probes: Held-out batches for probes; never overlap `evaluate`'s examples.
+        evaluate: Mean validation loss, and other named metrics, of the current weights.
+        schedule_step: Called after every real step (learning-rate schedule); None without one.
+    """
+
+    adapter: Adapter
+    batches: Iterator[Any]
+    probes: tuple[Any, ...]
+    evaluate: Any
+    schedule_step: Any = None
+
+
+@runtime_checkable
+class Task(Protocol):
+    """Data, model and optimizer of a training problem; ``Config`` keys live in ``[task]``."""
+
+    name: ClassVar[str]
+    frameworks: ClassVar[tuple[str, ...]]
+
+    def build(self, framework: str, seed: int, device: str = "cpu") -> TaskRun:
+        """Build it.
+
+        Raises:
+            TaskError: The framework is not served, or its data is not installed.
+        """
+        ...
+
+
+@runtime_checkable
+class Framework(Protocol):
+    """What an entry point of the group ``hybridcore.adapters`` loads to: one object per framework.
+
+    Attributes:
+        name: Registry name, equal to the entry point's name.
+        api_version: `API_VERSION` it was written for.
+    """
+
+    name: str
+    api_version: int
+
+    def owns(self, model: object) -> bool:
+        """Whether `model` is one of this framework's; looks at the object only, never at ``sys.modules``."""
+        ...
+
+    def build(self, problem: Problem, device: str) -> TaskRun:
+        """Model, optimizer and data of a built-in problem in this framework.
+
+        Raises:
+            TaskError: The framework does not know the problem's model or optimizer.
+        """
+        ...
+
+    def versions(self) -> dict[str, str]:
+        """Versions of the framework's packages, for `hybridcore doctor`."""
+        ...
+
+    def devices(self) -> tuple[str, ...]:
+        """Names of the devices it can use now."""
+        ...
+
+
+@attrs.frozen
+class OptimizerSpec:
+    """An optimizer in words that every framework knows.
+
+    Attributes:
+        name: ``"sgd"``, ``"momentum"``, ``"adam"`` or ``"adamw"``.
+        learning_rate: Peak learning rate.
+        momentum: Heavy-ball coefficient; ``"momentum"`` only.
+        weight_decay: Decoupled weight decay (``"adamw"``), L2 otherwise.
+        schedule: ``"constant"``, ``"cosine"`` or ``"linear"`` decay to zero over `total_steps`.
+        total_steps: Real steps of the schedule.
+        warmup_steps: Linear learning-rate warm-up at its start.
+    """
+
+    name: str = "sgd"
+    learning_rate: float = 1e-3
+    momentum: float = 0.9
+    weight_decay: float = 0.0
+    schedule: str = "constant"
+    total_steps: int = 1000
+    warmup_steps: int = 0
+
+
+@attrs.frozen
+class Problem:
+    """A training problem without framework words; frameworks build models from it.
+
+    Attributes:
+        name: The task's registry name.
+        model: ``"mlp"``, ``"cnn"``, ``"transformer"`` or ``"pinn"``, known to the framework.
+        shape: The model's own sizes, for example ``{"widths": (784, 512, 512, 10)}``.
+        weights: Initial weights, float32 arrays by dotted name, the same in every framework.
+        optimizer: What trains it.
+        batches: Makes the endless stream of training batches: tuples of NumPy arrays.
+        probes: Held-out batches for probes.
+        validation: Batches for evaluation, disjoint from training and probes.
+        metrics: Names that `TaskRun.evaluate` returns; the first is the mean validation loss ``"loss"``.
+    """
+
+    name: str
+    model: str
+    shape: Mapping[str, Any]
+    weights: Mapping[str, NDArray[np.float32]]
+    optimizer: OptimizerSpec
+    batches: Any
+    probes: tuple[tuple[NDArray[Any], ...], ...]
+    validation: tuple[tuple[NDArray[Any], ...], ...]
+    metrics: tuple[str, ...] = ("loss",)

@@ -1,0 +1,1 @@
+"""Built-in tasks on real data that ships in packages."""

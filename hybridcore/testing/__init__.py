@@ -1,0 +1,1 @@
+"""Contracts and fixtures that third parties can run against their own plugins."""
