@@ -1,4 +1,4 @@
-"""The tree of errors under `HybridCoreError`; each says what, where, got/expected and how to mend it (F44)."""
+"""Errors under `HybridCoreError`; each says what, where, got/expected and how to mend it (F44)."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class RecoveryAction(StrEnum):
 
 
 class HybridCoreError(Exception):
-    """Root of every error that hybridcore raises.
+    r"""Root of every error that hybridcore raises.
 
     Args:
         what: What happened, one sentence.
@@ -54,7 +54,7 @@ class HybridCoreError(Exception):
 
     Example:
         >>> str(ModelError("the model has no parameters", where="model", fix="pass a module with weights"))
-        'the model has no parameters\\n  where: model\\n  fix: pass a module with weights'
+        'the model has no parameters\n  where: model\n  fix: pass a module with weights'
     """
 
     action: RecoveryAction = RecoveryAction.ABORT

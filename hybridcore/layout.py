@@ -94,7 +94,8 @@ class ParamLayout:
         bucket_sizes: Elements per bucket.
 
     Example:
-        >>> layout = ParamLayout.plan([("w", (2, 3), "float32", "cpu", None), ("b", (3,), "float32", "cpu", None)])
+        >>> rows = [("w", (2, 3), "float32", "cpu", None), ("b", (3,), "float32", "cpu", None)]
+        >>> layout = ParamLayout.plan(rows)
         >>> layout.bucket_sizes, layout.names
         ((9,), ('w', 'b'))
     """
