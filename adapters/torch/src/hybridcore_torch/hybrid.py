@@ -132,17 +132,17 @@ class Hybrid:
         updates that a scaler skipped need no flag: without an update the engine only remembers the loss.
 
         Args:
-            loss: Mean loss of the batch; None after a batch for which `needs_backward` was False.
+            loss: Mean loss of the batch; not looked at after a batch for which `needs_backward` was False.
         """
-        if self.adapter.real_steps == self._seen:
-            self.stepped = False
-            if loss is not None:
-                self._losses.append(loss.detach() if isinstance(loss, torch.Tensor) else loss)
-            elif not self.engine.needs_backward:
-                self.engine.predicted_step(None)
+        if self.adapter.real_steps == self._seen and not self.engine.needs_backward:
+            self.engine.predicted_step(None)
+            self._sync()
             return
         if loss is not None:
             self._losses.append(loss.detach() if isinstance(loss, torch.Tensor) else loss)
+        if self.adapter.real_steps == self._seen:
+            self.stepped = False
+            return
         values = [float(x) for x in self._losses]
         self._losses.clear()
         mean = sum(values) / len(values) if values else float("nan")

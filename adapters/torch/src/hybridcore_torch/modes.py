@@ -121,11 +121,12 @@ class BufferGuard:
             return
         present = [(m, n, t) for m, n in self._owners if (t := m._buffers[n]) is not None]
         changed = [
-            (module, name)
+            ((module, name), copy)
             for (module, name, tensor), copy in zip(present, self._copies, strict=True)
             if name in _RUNNING or not torch.equal(tensor, copy)
         ]
-        self._watched, self._copies = changed, []
+        self._watched = [owner for owner, _ in changed]
+        self._copies = [copy for _, copy in changed]
 
     @torch.no_grad()
     def undo(self) -> None:

@@ -129,7 +129,7 @@ class StepRunner:
         self._guard.learn()
         value, norm = self._finish_gradients(loss)
         if not math.isfinite(value) or (self._measure and not math.isfinite(norm)):
-            self._skip()
+            self._skip(overflow=not math.isfinite(norm))
             return StepResult(value, norm, skipped=True, n_examples=count)
         before = self.real_steps
         self._inside = True
@@ -146,12 +146,15 @@ class StepRunner:
             self._inside = False
         return StepResult(value, norm, skipped=self.real_steps == before, n_examples=count)
 
-    def _skip(self) -> None:
+    def _skip(self, overflow: bool) -> None:
         self._optimizer.zero_grad(set_to_none=True)
         self._guard.undo()
-        if self._scaler is not None:
+        if self._scaler is not None and overflow:
             # Without this the scale would never come down, and every later batch would overflow too.
             self._scaler.update()
+        elif self._scaler is not None:
+            # Finite gradients behind a non-finite loss must not count towards a larger scale.
+            self._scaler.update(self._scaler.get_scale())
 
     def _closure_update(self, evaluate: Evaluate, first: torch.Tensor) -> bool:
         """Update by an optimizer that evaluates the loss itself; False if it ended in non-finite numbers."""
@@ -172,7 +175,7 @@ class StepRunner:
         finite = finite and math.isfinite(float(_norm([p.detach() for p in self._params])))
         if not finite:
             self._keeper.put_back(backup)
-            self._skip()
+            self._skip(overflow=False)
         return finite
 
     def _finish_gradients(self, loss: torch.Tensor) -> tuple[float, float]:
