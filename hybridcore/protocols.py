@@ -228,15 +228,18 @@ class Prediction:
     """A proposed weight change.
 
     Attributes:
-        deltas: Float32 buckets; the change worth `horizon` optimizer steps. May point backward (averaging).
+        deltas: Float32 buckets. The proposed change is ``scale * deltas`` and is worth `horizon` optimizer
+            steps; it may point backward (averaging).
         horizon: Optimizer steps it stands for.
         confidence: In [0, 1].
+        scale: Multiplier of `deltas`, so that scaling costs no pass over the weights.
         predicted_loss: Training loss expected after the change, or None.
     """
 
     deltas: Buckets
     horizon: float
     confidence: float
+    scale: float = 1.0
     predicted_loss: float | None = None
 
 
@@ -245,7 +248,7 @@ class Predictor(Protocol):
     """Proposes directions from weight history. `PredictorContract` tests every sentence here.
 
     The class carries ``name`` (kebab-case registry name), ``api_version``, ``needs`` (what the history
-    must keep: any of ``"last-update"``, ``"window-means"``) and optionally ``Config``, an attrs class
+    must keep: any of ``"last-update"``, ``"window-means"``, ``"straightness"``) and optionally ``Config``, an attrs class
     whose fields are the keys of the table ``[predictor.<name>]``.
     """
 
@@ -336,17 +339,25 @@ class Outcome:
 
 @runtime_checkable
 class Controller(Protocol):
-    """Chooses the next action at each phase boundary. ``Config`` keys live in ``[controller.<name>]``."""
+    """Chooses the next action at each phase boundary. ``Config`` keys live in ``[controller.<name>]``.
+
+    The class carries ``needs`` like a predictor does.
+    """
 
     name: ClassVar[str]
     api_version: ClassVar[int]
+    needs: ClassVar[frozenset[str]]
 
     def choose(self, state: EngineState) -> Action:
         """Next action; the phase machine may turn a PREDICT into FULL when the rules say so."""
         ...
 
+    def proceed(self, state: EngineState) -> bool:
+        """Whether a Predict phase in mode ``"step"`` goes on; asked before each predicted step (F5)."""
+        ...
+
     def feedback(self, outcome: Outcome) -> None:
-        """Hear how a trial ended."""
+        """Hear how a trial, or a refused jump, ended."""
         ...
 
     def state_dict(self) -> dict[str, Any]:
