@@ -19,7 +19,7 @@ from hybridcore.protocols import API_VERSION, StepResult
 from hybridcore_torch.buckets import BucketStore
 from hybridcore_torch.jump_rules import drop_curvature_pairs, has_velocity, moment_statistics
 from hybridcore_torch.losses import Autocast, LossCaller
-from hybridcore_torch.modes import BufferGuard, evaluation_mode, fixed_randomness
+from hybridcore_torch.modes import BufferGuard, evaluation_mode, fixed_randomness, tracked_norms
 from hybridcore_torch.parameters import collect, unwrap
 from hybridcore_torch.snapshot import SnapshotKeeper, TorchSnapshot
 from hybridcore_torch.statistics import refresh
@@ -49,6 +49,10 @@ class TorchAdapter:
         max_grad_norm: Clip the gradient to this Euclidean norm.
         grad_norm: Measure the gradient norm. False saves a pass over the gradients, but then only the
             loss tells a bad batch, and a non-finite gradient behind a finite loss goes through.
+
+    Attributes:
+        capabilities: ``"batch-statistics"`` where BatchNorm layers learn running statistics, next to
+            ``"accumulation"``, ``"closure"`` and ``"mixed-precision"``.
 
     Raises:
         ModelError: There is nothing to train, or the arguments exclude each other.
@@ -83,12 +87,15 @@ class TorchAdapter:
         self.name = "torch"
         self.api_version = API_VERSION
         self.xp: ModuleType = array_api_compat.torch
-        self.capabilities = frozenset({"accumulation", "closure", "mixed-precision"})
+        capabilities = {"accumulation", "closure", "mixed-precision"}
         self.layout: ParamLayout
         self.layout, params = collect(model, optimizer)
         self.device = str(params[0].device)
         self._base = unwrap(model)
         self._store = BucketStore(self.layout, params)
+        self.capabilities = frozenset(
+            capabilities | ({"batch-statistics"} if tracked_norms(self._base) else set())
+        )
         self._guard = BufferGuard(self._base)
         self._cuda = sorted({p.device for p in params if p.is_cuda}, key=str)
         self._keeper = SnapshotKeeper(self.layout, self._guard, optimizer, scheduler, scaler, self._cuda)

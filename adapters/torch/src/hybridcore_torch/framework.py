@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from hybridcore.errors import TaskError
@@ -51,17 +51,16 @@ class TorchFramework:
                 expected=f"one of {', '.join(self.devices())}",
                 fix='set run.device = "cpu"',
             ) from error
-        model, loss_fn, evaluate_batch = build_model(problem)
-        model.to(place)
-        optimizer = build_optimizer(model.parameters(), problem.optimizer)
+        built = build_model(problem, place)
+        optimizer = build_optimizer(built.model.parameters(), problem.optimizer)
         schedule = build_schedule(optimizer, problem.optimizer)
-        adapter = TorchAdapter(model, optimizer, loss_fn, scheduler=schedule)
+        adapter = TorchAdapter(built.model, optimizer, built.loss_fn, scheduler=schedule)
         validation = [to_device(batch, place) for batch in problem.validation]
         return TaskRun(
             adapter=adapter,
-            batches=_stream(problem, place),
+            batches=_stream(problem.batches(), place),
             probes=tuple(to_device(batch, place) for batch in problem.probes),
-            evaluate=lambda: _evaluate(model, evaluate_batch, validation, problem.metrics),
+            evaluate=lambda: built.evaluate(built.model, validation),
             schedule_step=schedule.step if schedule is not None else None,
         )
 
@@ -82,37 +81,15 @@ class TorchFramework:
         return ("cpu", *(f"cuda:{i}" for i in range(count)))
 
 
-def _stream(problem: Problem, device: torch.device) -> Iterator[Any]:
+def _stream(batches: Iterable[Any], device: torch.device) -> Iterator[Any]:
+    """Batches as tensors; one that comes again and again (full batch) is converted once."""
     from hybridcore_torch.batches import to_device
 
-    for batch in problem.batches():
-        yield to_device(batch, device)
-
-
-def _evaluate(
-    model: Any, evaluate_batch: Any, batches: list[Any], names: tuple[str, ...]
-) -> dict[str, float]:
-    """Example-weighted means of the batch metrics, in evaluation mode; every module's mode is put back."""
-    import torch
-
-    from hybridcore_torch.batches import n_examples
-
-    active = [m for m in model.modules() if m.training]
-    totals = dict.fromkeys(names, 0.0)
-    examples = 0
-    model.eval()
-    try:
-        with torch.no_grad():
-            for batch in batches:
-                count = n_examples(batch)
-                values = evaluate_batch(model, batch)
-                for name in names:
-                    totals[name] += float(values[name]) * count
-                examples += count
-    finally:
-        for module in active:
-            module.training = True
-    return {name: total / max(1, examples) for name, total in totals.items()}
+    last = tensors = None
+    for batch in batches:
+        if batch is not last:
+            last, tensors = batch, to_device(batch, device)
+        yield tensors
 
 
 FRAMEWORK = TorchFramework()

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -22,7 +22,7 @@ __all__ = ["Hybrid", "hybridize"]
 def hybridize(
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
-    config: HybridConfig | str | os.PathLike[str] | None = None,
+    config: HybridConfig | str | Path | None = None,
     *,
     loss_fn: Callable[[Any, Any], torch.Tensor],
     probe: Iterable[Any] = (),
@@ -32,7 +32,6 @@ def hybridize(
     accumulate: int = 1,
     max_grad_norm: float | None = None,
     events: Iterable[Listener] = (),
-    metrics_path: str | os.PathLike[str] | None = None,
 ) -> Hybrid:
     """Attach the engine; the model and the optimizer stay the user's own objects.
 
@@ -49,19 +48,16 @@ def hybridize(
         autocast: Dtype or context maker of every forward.
         accumulate: Micro-batches that `Hybrid.step` cuts a batch into.
         max_grad_norm: Gradient clipping of `Hybrid.step`.
-        events: Listeners, called as ``listener(event, payload)``.
-        metrics_path: JSON-lines file of metrics, or None.
+        events: Listeners, called as ``listener(event, payload)``, for example a `MetricsWriter`.
 
     Raises:
         ConfigError: The configuration has mistakes.
         ModelError: There is nothing to train.
     """
-    if config is None:
-        config = HybridConfig()
-    elif not isinstance(config, HybridConfig):
+    if not isinstance(config, HybridConfig):
         from hybridcore.configfile import load_config
 
-        config = load_config(os.fspath(config))
+        config = load_config(config) if config is not None else HybridConfig()
     adapter = TorchAdapter(
         model,
         optimizer,
@@ -72,7 +68,7 @@ def hybridize(
         accumulate=accumulate,
         max_grad_norm=max_grad_norm,
     )
-    engine = Engine.from_config(adapter, config, probes=tuple(probe), metrics_path=metrics_path)
+    engine = Engine.from_config(adapter, config, probes=probe)
     for listener in events:
         engine.events.listen(listener)
     return Hybrid(engine, adapter)
@@ -112,7 +108,7 @@ class Hybrid:
                 one. The function is not called for predicted steps.
 
         Returns:
-            The mean training loss, measured or (for a predicted step) expected.
+            The mean training loss before the update; NaN for a predicted step that was not measured.
         """
         if not callable(batch):
             result = self.engine.step(batch)
@@ -154,5 +150,5 @@ class Hybrid:
         self._seen = self.adapter.real_steps
 
     def finish(self) -> dict[str, Any]:
-        """End the run: settle open trials, close trackers, return the summary."""
+        """End the run: judge an open trial with what is known, and return the summary."""
         return self.engine.finish()

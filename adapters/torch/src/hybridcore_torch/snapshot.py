@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from typing import Any
 
 import attrs
@@ -10,14 +11,22 @@ import torch
 from hybridcore.errors import ModelError, SnapshotError
 from hybridcore.layout import ParamLayout
 from hybridcore_torch.modes import BufferGuard
-from hybridcore_torch.tensors import clone_all, clone_tree, tensor_nbytes, tree_tensors
+from hybridcore_torch.tensors import (
+    alike,
+    clone_all,
+    clone_tree,
+    copy_all,
+    rebuild,
+    tensor_nbytes,
+    tree_tensors,
+)
 
 __all__ = ["SnapshotKeeper", "TorchSnapshot"]
 
 
 @attrs.frozen(slots=True, eq=False)
 class TorchSnapshot:
-    """One moment of a training run; never changed after it was taken.
+    """One moment of a training run; never changed while somebody holds it.
 
     Attributes:
         layout: Layout of the model it belongs to.
@@ -25,8 +34,8 @@ class TorchSnapshot:
         state: The optimizer's state per parameter; None where it had none.
         groups: The optimizer's hyperparameters per parameter group.
         buffers: Copies of the buffers, by index.
-        scaler: State of the gradient scaler.
         scheduler: State of the learning-rate scheduler.
+        scaler: State of the gradient scaler.
         rng: Generator states, CPU first; empty where they were left out.
         pending: Whether the momentum rule was waiting for the next gradient.
     """
@@ -36,8 +45,8 @@ class TorchSnapshot:
     state: list[dict[Any, Any] | None]
     groups: list[dict[str, Any]]
     buffers: dict[int, torch.Tensor]
-    scaler: dict[str, Any] | None
     scheduler: dict[str, Any] | None
+    scaler: dict[str, Any] | None
     rng: list[torch.Tensor]
     pending: bool
 
@@ -50,6 +59,9 @@ class TorchSnapshot:
 
 class SnapshotKeeper:
     """Takes and restores snapshots of one model and optimizer.
+
+    The memory of the last snapshot that nobody holds any more is used again for the next one: fresh
+    memory costs several times the copy itself.
 
     Args:
         layout: The model's layout.
@@ -71,6 +83,7 @@ class SnapshotKeeper:
     ) -> None:
         self._layout, self._guard, self._optimizer = layout, guard, optimizer
         self._scheduler, self._scaler, self._cuda = scheduler, scaler, cuda
+        self._spare: list[list[torch.Tensor]] = []
         self._params: list[torch.Tensor] = [p for g in optimizer.param_groups for p in g["params"]]
 
     def take(self, pending: bool, rng: bool = True) -> TorchSnapshot:
@@ -91,33 +104,45 @@ class SnapshotKeeper:
                 expected=f"{len(self._params)} parameters",
                 fix="make the adapter after `add_param_group`",
             )
-        buffers = self._guard.buffers()
-        copies = clone_all(list(buffers.values()))
-        states = optimizer.state
-        return TorchSnapshot(
+        live = self._live()
+        tensors = list(tree_tensors(live))
+        copies = self._copies(tensors)
+        params, state, groups, buffers, scheduler = rebuild(live, iter(copies))
+        snapshot = TorchSnapshot(
             layout=self._layout,
-            params=clone_all(self._params),
-            state=[clone_tree(states[p]) if p in states else None for p in self._params],
-            groups=[
-                {k: clone_tree(v) for k, v in group.items() if k != "params"}
-                for group in optimizer.param_groups
-            ],
-            buffers=dict(zip(buffers, copies, strict=True)),
+            params=params,
+            state=state,
+            groups=groups,
+            buffers=buffers,
+            scheduler=scheduler,
             scaler=dict(self._scaler.state_dict()) if self._scaler is not None else None,
-            scheduler=clone_tree(self._scheduler.state_dict()) if self._scheduler is not None else None,
             rng=self._rng_states() if rng else [],
             pending=pending,
         )
+        weakref.finalize(snapshot, _recycle, self._spare, copies).atexit = False
+        return snapshot
 
     def nbytes(self) -> int:
         """Bytes that a snapshot would take now."""
+        return tensor_nbytes(tree_tensors([self._live(), self._rng_states()]))
+
+    def _live(self) -> tuple[Any, ...]:
+        """Everything that changes, as one tree over the tensors in use."""
         optimizer = self._optimizer
-        hyper = [{k: v for k, v in g.items() if k != "params"} for g in optimizer.param_groups]
-        state = [optimizer.state[p] for p in self._params if p in optimizer.state]
-        buffers = self._guard.buffers()
-        scheduler = self._scheduler.state_dict() if self._scheduler is not None else None
-        parts = [self._params, state, hyper, buffers, scheduler, self._rng_states()]
-        return tensor_nbytes(tree_tensors(parts))
+        return (
+            self._params,
+            [optimizer.state.get(p) for p in self._params],
+            [{k: v for k, v in g.items() if k != "params"} for g in optimizer.param_groups],
+            self._guard.buffers(),
+            self._scheduler.state_dict() if self._scheduler is not None else None,
+        )
+
+    def _copies(self, tensors: list[torch.Tensor]) -> list[torch.Tensor]:
+        spare = self._spare.pop() if self._spare else []
+        if len(spare) == len(tensors) and all(map(alike, spare, tensors)):
+            copy_all(spare, tensors)
+            return spare
+        return clone_all(tensors)
 
     def _rng_states(self) -> list[torch.Tensor]:
         return [torch.get_rng_state(), *(torch.cuda.get_rng_state(d) for d in self._cuda)]
@@ -130,23 +155,22 @@ class SnapshotKeeper:
             SnapshotError: It is no snapshot of a model of this layout; nothing was changed.
         """
         self._check(snapshot)
-        copies: list[tuple[torch.Tensor, torch.Tensor]] = list(
-            zip(self._params, snapshot.params, strict=True)
-        )
-        for param, saved in zip(self._params, snapshot.state, strict=True):
-            if saved is None:
+        live, saved = list(self._params), list(snapshot.params)
+        for param, values in zip(self._params, snapshot.state, strict=True):
+            if values is None:
                 self._optimizer.state.pop(param, None)
             else:
-                _restore_dict(self._optimizer.state[param], saved, copies)
+                _restore_dict(self._optimizer.state[param], values, live, saved)
         for group, values in zip(self._optimizer.param_groups, snapshot.groups, strict=True):
-            _restore_dict(group, values, copies, drop=False)
-        live = self._guard.buffers()
+            _restore_dict(group, values, live, saved, drop=False)
+        buffers = self._guard.buffers()
         for index, kept in snapshot.buffers.items():
-            if _alike(live.get(index), kept):
-                copies.append((live[index], kept))
+            if index in buffers and alike(buffers[index], kept):
+                live.append(buffers[index])
+                saved.append(kept)
             else:
                 self._guard.replace(index, kept.clone())
-        _copy_all(copies)
+        copy_all(live, saved)
         if self._scaler is not None and snapshot.scaler:
             self._scaler.load_state_dict(dict(snapshot.scaler))
         if self._scheduler is not None:
@@ -174,14 +198,15 @@ class SnapshotKeeper:
             )
 
 
-def _alike(a: Any, b: torch.Tensor) -> bool:
-    return isinstance(a, torch.Tensor) and a.shape == b.shape and a.dtype == b.dtype and a.device == b.device
+def _recycle(spare: list[list[torch.Tensor]], copies: list[torch.Tensor]) -> None:
+    spare[:] = [copies]
 
 
 def _restore_dict(
     live: dict[Any, Any],
     saved: dict[Any, Any],
-    copies: list[tuple[torch.Tensor, torch.Tensor]],
+    targets: list[torch.Tensor],
+    sources: list[torch.Tensor],
     drop: bool = True,
 ) -> None:
     """Make `live` equal `saved`, queueing in-place copies for tensors that fit."""
@@ -189,18 +214,9 @@ def _restore_dict(
         for key in [k for k in live if k not in saved]:
             del live[key]
     for key, value in saved.items():
-        if isinstance(value, torch.Tensor) and _alike(live.get(key), value):
-            copies.append((live[key], value))
+        current = live.get(key)
+        if isinstance(value, torch.Tensor) and isinstance(current, torch.Tensor) and alike(current, value):
+            targets.append(current)
+            sources.append(value)
         else:
             live[key] = clone_tree(value)
-
-
-def _copy_all(copies: list[tuple[torch.Tensor, torch.Tensor]]) -> None:
-    """Copy pairs, one multi-tensor operation per kind, so that each takes the fast path."""
-    kinds: dict[tuple[torch.dtype, torch.device], tuple[list[torch.Tensor], list[torch.Tensor]]] = {}
-    for live, saved in copies:
-        targets, sources = kinds.setdefault((live.dtype, live.device), ([], []))
-        targets.append(live)
-        sources.append(saved)
-    for targets, sources in kinds.values():
-        torch._foreach_copy_(targets, sources)

@@ -77,6 +77,7 @@ class StepRunner:
         self._inside = False
         self.pending = False
         self.real_steps = 0
+        self._backwards = 0
         self.before_step: Callable[[], None] | None = None
         self.outside_norm: torch.Tensor | None = None
         optimizer.register_step_pre_hook(self._on_before)
@@ -116,10 +117,12 @@ class StepRunner:
         return total, n_examples(batch)
 
     def _backward(self, loss: torch.Tensor) -> None:
+        self._backwards += 1
         (loss if self._scaler is None else self._scaler.scale(loss)).backward()
 
     def _step(self, evaluate: Evaluate) -> StepResult:
         self._guard.save()
+        self._backwards = 0
         try:
             loss, count = evaluate()
         except BaseException:
@@ -130,21 +133,26 @@ class StepRunner:
         value, norm = self._finish_gradients(loss)
         if not math.isfinite(value) or (self._measure and not math.isfinite(norm)):
             self._skip(overflow=not math.isfinite(norm))
-            return StepResult(value, norm, skipped=True, n_examples=count)
+            updated = False
+        else:
+            updated = self._update(evaluate, loss)
+        return StepResult(value, norm, not updated, count, self._backwards)
+
+    def _update(self, evaluate: Evaluate, loss: torch.Tensor) -> bool:
+        """Let the optimizer change the weights; False where it, or its scaler, did not."""
         before = self.real_steps
         self._inside = True
         try:
             if self.needs_closure:
-                if not self._closure_update(evaluate, loss):
-                    return StepResult(value, norm, skipped=True, n_examples=count)
-            elif self._scaler is not None:
+                return self._closure_update(evaluate, loss)
+            if self._scaler is None:
+                self._optimizer.step()
+            else:
                 self._scaler.step(self._optimizer)
                 self._scaler.update()
-            else:
-                self._optimizer.step()
         finally:
             self._inside = False
-        return StepResult(value, norm, skipped=self.real_steps == before, n_examples=count)
+        return self.real_steps != before
 
     def _skip(self, overflow: bool) -> None:
         self._optimizer.zero_grad(set_to_none=True)
