@@ -62,12 +62,14 @@ class Problem:
         always: Whether it stops a run even if nothing names the plugin: what a name means would be
             unclear (duplicate), or a part of the plugin would silently be missing (misspelt hook).
         names: Pairs of kind and registry name that are not available because of it.
+        raised: Whether the plugin's own code raised; otherwise it registers something unusable.
     """
 
     plugin: str
     error: HybridCoreError
     always: bool = False
     names: tuple[tuple[str, str], ...] = ()
+    raised: bool = False
 
 
 @attrs.frozen
@@ -108,7 +110,7 @@ def discover(block: Collection[str] = ()) -> Discovery:
             records.append(attrs.evolve(record, status="blocked"))
             continue
         found, faults = _collect(entry, record)
-        status = "broken" if any(_is_broken(f) for f in faults) else "rejected" if faults else "loaded"
+        status = "broken" if any(f.raised for f in faults) else "rejected" if faults else "loaded"
         record = attrs.evolve(
             record,
             status=status,
@@ -139,22 +141,14 @@ def _record(entry: metadata.EntryPoint) -> PluginRecord:
     return PluginRecord(entry.name, PROJECT, __version__, entry.value, "loaded")
 
 
-class _BrokenPluginError(PluginError):
-    """A plugin's own code raised."""
-
-
-def _is_broken(problem: Problem) -> bool:
-    return isinstance(problem.error, _BrokenPluginError)
-
-
 def _broken(record: PluginRecord, doing: str, error: Exception) -> Problem:
-    wrapped = _BrokenPluginError(
+    wrapped = PluginError(
         f"a plugin fails {doing}: {type(error).__name__}: {error}",
         where=f"{record.source} ({record.module})",
         fix=f"pip install --upgrade {record.distribution}, or put {record.name!r} into plugins.block",
     )
     wrapped.__cause__ = error
-    return Problem(record.name, wrapped)
+    return Problem(record.name, wrapped, raised=True)
 
 
 def _collect(
