@@ -124,8 +124,8 @@ class History:
 
     def before_step(self, adapter: Adapter) -> None:
         """Copy the weights before a real step, if the last update is needed."""
+        self._adapter = adapter
         if self.active and "last-update" in self.needs:
-            self._adapter = adapter
             self._recent = adapter.read_params(self._recent)
             self._recent_is = "before"
 
@@ -208,6 +208,21 @@ class History:
             self._recent_is = "update"
         return self._recent
 
+    def current(self) -> Buckets:
+        """Copy of the current weights.
+
+        Raises:
+            PredictionError: No step was seen yet.
+        """
+        if self._adapter is None:
+            raise PredictionError(
+                "the current weights are not known",
+                where="history.current",
+                expected="a real step seen before",
+                fix="ask `ready` first",
+            )
+        return self._adapter.read_params()
+
     def displacement(self, index: int = -1) -> Buckets:
         """Difference of two successive window means; -1 is the newest pair.
 
@@ -225,12 +240,19 @@ class History:
             )
         return tuple(a - b for a, b in zip(self._means[newer], self._means[newer - 1], strict=True))
 
-    def partial_mean(self) -> Buckets | None:
-        """Mean of the open window where it holds at least half a window, else of the last full one."""
+    def latest_mean(self) -> tuple[Buckets, float] | None:
+        """Newest mean of at least half a window, and how many real steps ago its middle was.
+
+        Returns:
+            The mean of the open window where it holds half a window, else that of the last full one; None
+            where there is neither.
+        """
         if self._sum is not None and 2 * self._count >= self.window:
             scale = 1.0 / self._count
-            return tuple(b * scale for b in self._sum)
-        return self._means[-1] if self._means else None
+            return tuple(b * scale for b in self._sum), (self._count - 1) / 2.0
+        if self._means:
+            return self._means[-1], self._count + (self.window - 1) / 2.0
+        return None
 
     def straightness(self) -> float:
         """Cosine between the last two displacements of window ends; NaN while unknown.

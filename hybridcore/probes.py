@@ -87,6 +87,11 @@ class ProbeSet:
     def __len__(self) -> int:
         return len(self._batches)
 
+    @property
+    def batches(self) -> tuple[Any, ...]:
+        """The batches."""
+        return tuple(self._batches)
+
     def remember(self, batch: Any) -> None:
         """Keep a training batch where the host gave none, until the limit is reached."""
         if len(self._batches) < self._limit:
@@ -112,7 +117,7 @@ class ProbeSet:
                 "the probe set is empty",
                 where="probe",
                 expected="one or more held-out batches",
-                fix="pass probe=[batch, ...] of held-out examples, or let the engine see a training batch first",
+                fix="pass probe=[batch, ...] of held-out examples, or train a batch first",
             )
         if weights is None:
             parts = [self._losses(adapter, i, b) for i, b in enumerate(self._batches)]

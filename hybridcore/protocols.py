@@ -65,12 +65,14 @@ class StepResult:
         grad_norm: Euclidean norm of the gradient the optimizer saw; NaN where it is not known.
         skipped: True when no update happened (non-finite loss or gradient, or a GradScaler skipped it).
         n_examples: Examples in the batch; 0 where it is not known.
+        backward_passes: Backward passes it took (more than one under accumulation or with closures) (F49).
     """
 
     loss: float
     grad_norm: float = float("nan")
     skipped: bool = False
     n_examples: int = 0
+    backward_passes: int = 1
 
 
 @attrs.frozen(slots=True)
@@ -248,8 +250,8 @@ class Predictor(Protocol):
     """Proposes directions from weight history. `PredictorContract` tests every sentence here.
 
     The class carries ``name`` (kebab-case registry name), ``api_version``, ``needs`` (what the history
-    must keep: any of ``"last-update"``, ``"window-means"``, ``"straightness"``) and optionally ``Config``, an attrs class
-    whose fields are the keys of the table ``[predictor.<name>]``.
+    must keep: any of ``"last-update"``, ``"window-means"``, ``"straightness"``) and optionally ``Config``,
+    an attrs class whose fields are the keys of the table ``[predictor.<name>]``.
     """
 
     name: ClassVar[str]
@@ -295,6 +297,8 @@ class Action:
             an open trial belong to it.
         judge: How the verdict is taken: ``"probe"`` (paired losses of window-averaged weights) or
             ``"guard"`` (only the one-sided loss guard; costs no forward passes).
+        continuous: The jump follows every real step of the trial, so that the path has no break: windows
+            run across it, and the optimizer's state needs no adjustment.
     """
 
     phase: Phase
@@ -304,6 +308,7 @@ class Action:
     horizon: float = 0.0
     settle: int = 0
     judge: str = "probe"
+    continuous: bool = False
 
 
 @attrs.frozen(slots=True)
