@@ -110,12 +110,12 @@ def test_scalar_beside_the_name_of_a_plugin_is_unknown():
 def test_four_mistakes_in_one_file_are_reported_together_in_file_order(tmp_path):
     file = tmp_path / "run.toml"
     file.write_text(
-        '[phases]\nwarmup_step = 3\nfull_steps = "20"\n[verdict]\nwindow = 0\n[run]\nsteps = true\n'
+        '[phases]\nwarmup_step = 3\nfull_steps = "20"\n[history]\nwindow = 0\n[run]\nsteps = true\n'
     )
     with pytest.raises(ConfigError) as caught:
         load_config(file)
     assert [p.path for p in caught.value.problems] == [
-        "phases.warmup_step", "phases.full_steps", "verdict.window", "run.steps",
+        "phases.warmup_step", "phases.full_steps", "history.window", "run.steps",
     ]  # fmt: skip
     assert str(file) in str(caught.value)
     assert "got '20', expected an integer" in str(caught.value)
