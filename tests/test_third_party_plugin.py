@@ -31,6 +31,10 @@ full_steps = 20
 [history]
 window = 5
 
+[budget]
+share = 1.0
+grace_steps = 10000.0  # no jump waits for the budget, whose seconds differ from run to run
+
 [controller]
 name = "fixed"
 
