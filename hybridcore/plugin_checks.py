@@ -144,7 +144,7 @@ def _check_methods(kind: str, cls: type[Any], protocol: type[Any], where: str) -
 
 
 def _check_needs(kind: str, cls: type[Any], where: str) -> None:
-    needs = getattr(cls, "needs", frozenset())
+    needs: object = getattr(cls, "needs", frozenset())
     unknown = set(needs) - NEEDS if isinstance(needs, set | frozenset) else {str(needs)}
     if unknown:
         raise PluginError(
