@@ -153,6 +153,7 @@ class TrialKeeper:
             cost: Cost units so far, without what this call adds.
             seconds: Training seconds so far.
         """
+        self._history.reserve(self._adapter.snapshot_nbytes())
         reference = self._reference(cost) if action.judge == "probe" else None
         self.trial = Trial(
             snapshot=self._adapter.snapshot(),

@@ -30,8 +30,7 @@ def layout():
 def named(xp, seed=0):
     rng = np.random.default_rng(seed)
     return {
-        n: xp.asarray(np.asarray(rng.standard_normal(s), np.float32), dtype=xp.float32)
-        for n, s, *_ in ROWS
+        n: xp.asarray(np.asarray(rng.standard_normal(s), np.float32), dtype=xp.float32) for n, s, *_ in ROWS
     }
 
 
