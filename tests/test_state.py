@@ -68,11 +68,10 @@ def real_run():
     controller = Fixed(FixedConfig(horizon=4.0, full_steps=24, correct_steps=4))
     engine, recorder = build(adapter, configure(), controller, probes=probes)
     engine.history.needs |= {"straightness"}
-    rows, step = [], 0
-    for _ in range(200):
+    rows = []
+    for step in range(1, 201):
         engine.step(next(batches))
         machine = engine.machine
-        step += 1
         rows.append(
             engine.statistics.features(
                 phase=machine.phase,
