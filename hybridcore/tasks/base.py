@@ -78,8 +78,6 @@ class BuiltinTask(ABC):
             TaskError: The framework is not served, or the data is not installed.
             AdapterNotFoundError: The framework's adapter is not installed.
         """
-        from hybridcore.plugins import load_framework
-
         if framework not in self.frameworks:
             raise TaskError(
                 f"task {self.name!r} is not built for {framework!r}",
@@ -88,4 +86,6 @@ class BuiltinTask(ABC):
                 expected=f"one of {', '.join(self.frameworks)}",
                 fix=f'set run.framework = "{self.frameworks[0]}"',
             )
+        from hybridcore.plugins import load_framework
+
         return load_framework(framework).build(self.problem(seed), device)

@@ -48,7 +48,7 @@ def cached(name: str, make: Callable[[], Images], folder: Path | None = None) ->
             return file["images"], file["labels"]
     except FileNotFoundError:
         pass
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+    except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
         logger.warning("making the data cache %s anew: %s", path, error)
     images, labels = make()
     try:
