@@ -168,16 +168,12 @@ class VerdictConfig:
     """Table ``[verdict]``: the delayed judgement of a trial (F82).
 
     Attributes:
-        settle_steps: Real steps between a jump and its verdict.
-        window: Last real steps whose mean weights are judged.
         confidence_z: A trial fails when its gain is below minus this many standard errors.
         guard_z: One-sided guard inside a trial: a training loss this many deviations above the level
             before it fails the trial at once.
         guard_factor: The guard also needs a loss above this multiple of that level.
     """
 
-    settle_steps: int = attrs.field(default=10, validator=between(1))
-    window: int = attrs.field(default=10, validator=between(1))
     confidence_z: float = attrs.field(default=1.0, validator=between(0.0))
     guard_z: float = attrs.field(default=6.0, validator=between(1.0))
     guard_factor: float = attrs.field(default=1.5, validator=between(1.0))
@@ -237,7 +233,7 @@ class GroupsConfig:
     embedding_scale: float = attrs.field(default=1.0, validator=between(0.0))
     norm_scale: float = attrs.field(default=1.0, validator=between(0.0))
     bias_scale: float = attrs.field(default=1.0, validator=between(0.0))
-    max_relative_jump: float = attrs.field(default=0.2, validator=between(0.0, low_open=True))
+    max_relative_jump: float = attrs.field(default=0.5, validator=between(0.0, low_open=True))
 
 
 @attrs.frozen(kw_only=True)

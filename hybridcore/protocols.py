@@ -65,12 +65,14 @@ class StepResult:
         grad_norm: Euclidean norm of the gradient the optimizer saw; NaN where it is not known.
         skipped: True when no update happened (non-finite loss or gradient, or a GradScaler skipped it).
         n_examples: Examples in the batch; 0 where it is not known.
+        backward_passes: Backward passes it took (more than one under accumulation or with closures) (F49).
     """
 
     loss: float
     grad_norm: float = float("nan")
     skipped: bool = False
     n_examples: int = 0
+    backward_passes: int = 1
 
 
 @attrs.frozen(slots=True)
@@ -228,15 +230,18 @@ class Prediction:
     """A proposed weight change.
 
     Attributes:
-        deltas: Float32 buckets; the change worth `horizon` optimizer steps. May point backward (averaging).
+        deltas: Float32 buckets. The proposed change is ``scale * deltas`` and is worth `horizon` optimizer
+            steps; it may point backward (averaging).
         horizon: Optimizer steps it stands for.
         confidence: In [0, 1].
+        scale: Multiplier of `deltas`, so that scaling costs no pass over the weights.
         predicted_loss: Training loss expected after the change, or None.
     """
 
     deltas: Buckets
     horizon: float
     confidence: float
+    scale: float = 1.0
     predicted_loss: float | None = None
 
 
@@ -245,8 +250,8 @@ class Predictor(Protocol):
     """Proposes directions from weight history. `PredictorContract` tests every sentence here.
 
     The class carries ``name`` (kebab-case registry name), ``api_version``, ``needs`` (what the history
-    must keep: any of ``"last-update"``, ``"window-means"``) and optionally ``Config``, an attrs class
-    whose fields are the keys of the table ``[predictor.<name>]``.
+    must keep: any of ``"last-update"``, ``"window-means"``, ``"straightness"``) and optionally ``Config``,
+    an attrs class whose fields are the keys of the table ``[predictor.<name>]``.
     """
 
     name: ClassVar[str]
@@ -292,6 +297,8 @@ class Action:
             an open trial belong to it.
         judge: How the verdict is taken: ``"probe"`` (paired losses of window-averaged weights) or
             ``"guard"`` (only the one-sided loss guard; costs no forward passes).
+        continuous: The jump follows every real step of the trial, so that the path has no break: windows
+            run across it, and the optimizer's state needs no adjustment.
     """
 
     phase: Phase
@@ -301,6 +308,7 @@ class Action:
     horizon: float = 0.0
     settle: int = 0
     judge: str = "probe"
+    continuous: bool = False
 
 
 @attrs.frozen(slots=True)
@@ -336,17 +344,25 @@ class Outcome:
 
 @runtime_checkable
 class Controller(Protocol):
-    """Chooses the next action at each phase boundary. ``Config`` keys live in ``[controller.<name>]``."""
+    """Chooses the next action at each phase boundary. ``Config`` keys live in ``[controller.<name>]``.
+
+    The class carries ``needs`` like a predictor does.
+    """
 
     name: ClassVar[str]
     api_version: ClassVar[int]
+    needs: ClassVar[frozenset[str]]
 
     def choose(self, state: EngineState) -> Action:
         """Next action; the phase machine may turn a PREDICT into FULL when the rules say so."""
         ...
 
+    def proceed(self, state: EngineState) -> bool:
+        """Whether a Predict phase in mode ``"step"`` goes on; asked before each predicted step (F5)."""
+        ...
+
     def feedback(self, outcome: Outcome) -> None:
-        """Hear how a trial ended."""
+        """Hear how a trial, or a refused jump, ended."""
         ...
 
     def state_dict(self) -> dict[str, Any]:

@@ -1,0 +1,295 @@
+"""What is remembered of the weights: the last update, window means and the straightness of the path."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from types import ModuleType
+from typing import Any
+
+from hybridcore.config import HistoryConfig
+from hybridcore.errors import MemoryBudgetError, PredictionError
+from hybridcore.layout import Buckets, ParamLayout
+from hybridcore.protocols import Adapter
+
+__all__ = ["NEEDS", "History", "dot", "norm"]
+
+NEEDS = frozenset({"last-update", "window-means", "straightness"})
+"""Words that a component's ``needs`` may hold."""
+
+MIB = 2**20
+
+
+def dot(a: Buckets, b: Buckets, xp: ModuleType) -> float:
+    """Inner product of two sets of buckets, as a Python float."""
+    return sum(float(xp.vecdot(x, y)) for x, y in zip(a, b, strict=True))
+
+
+def norm(a: Buckets, xp: ModuleType) -> float:
+    """Euclidean norm of buckets, as a Python float."""
+    return math.sqrt(sum(float(xp.linalg.vector_norm(x)) ** 2 for x in a))
+
+
+class History:
+    """Running memory of a trajectory, at most one pass over the weights per real step.
+
+    Kept, each only if asked for: the weights before the last real step (``"last-update"``), the means of
+    the last `window` steps (``"window-means"``), and the displacements between window ends
+    (``"straightness"``).
+
+    Args:
+        layout: Layout of the buckets.
+        xp: Their array namespace.
+        config: Window length, number of windows, memory budget.
+        needs: Subset of `NEEDS`.
+        reserved: Bytes of the budget that others use (snapshots).
+
+    Attributes:
+        windows: Number of window means kept, after the budget.
+
+    Raises:
+        MemoryBudgetError: Not even two windows fit into the budget.
+    """
+
+    def __init__(
+        self,
+        layout: ParamLayout,
+        xp: ModuleType,
+        config: HistoryConfig,
+        needs: Iterable[str],
+        reserved: int = 0,
+    ) -> None:
+        self.layout, self.xp = layout, xp
+        self.window = config.window
+        self.needs = frozenset(needs)
+        unknown = self.needs - NEEDS
+        if unknown:
+            raise PredictionError(
+                "a component needs something that the history does not keep",
+                where="needs",
+                got=sorted(unknown),
+                expected=f"a subset of {sorted(NEEDS)}",
+                fix="correct the class attribute `needs`",
+            )
+        self._reserved = reserved
+        self.budget_bytes = int(config.memory_budget_mib * MIB)
+        self.windows = self._fit(config.windows)
+        self.active = True
+        self._adapter: Adapter | None = None
+        self._recent: Buckets | None = None
+        self._recent_is: str = "nothing"
+        self._sum: Buckets | None = None
+        self._count = 0
+        self._means: list[Buckets] = []
+        self._last_end: Buckets | None = None
+        self._displacement: Buckets | None = None
+        self._end_count = 0
+        self._straightness = math.nan
+
+    def _copies(self, windows: int) -> int:
+        copies = 0
+        if "last-update" in self.needs:
+            copies += 1
+        if "window-means" in self.needs:
+            copies += 1 + windows
+        if "straightness" in self.needs:
+            copies += 3
+        return copies
+
+    def _fit(self, wanted: int) -> int:
+        for windows in range(wanted, 1, -1):
+            if self.planned_bytes(windows) <= self.budget_bytes:
+                return windows
+        least = self.planned_bytes(2)
+        raise MemoryBudgetError(
+            "the weight history does not fit into its memory budget",
+            where="history.memory_budget_mib",
+            got=f"{self.budget_bytes / MIB:.1f} MiB",
+            expected=f"at least {least / MIB:.1f} MiB for {self.layout.total:,} weights",
+            fix=f"set history.memory_budget_mib to {math.ceil(least / MIB)}, or choose a predictor "
+            "that needs less (last-update)",
+        )
+
+    def planned_bytes(self, windows: int | None = None) -> int:
+        """Bytes that the history and what is reserved take at most, with this many windows."""
+        return self._reserved + self.layout.nbytes * self._copies(
+            self.windows if windows is None else windows
+        )
+
+    def bytes_in_use(self) -> int:
+        """Bytes of all arrays held now."""
+        held: list[Buckets | None] = [self._recent, self._sum, self._last_end, self._displacement]
+        held += self._means
+        return sum(4 * int(b.shape[0]) for buckets in held if buckets is not None for b in buckets)
+
+    def before_step(self, adapter: Adapter) -> None:
+        """Copy the weights before a real step, if the last update is needed."""
+        self._adapter = adapter
+        if self.active and "last-update" in self.needs:
+            self._recent = adapter.read_params(self._recent)
+            self._recent_is = "before"
+
+    def after_step(self, adapter: Adapter) -> None:
+        """Take in the weights after a real step."""
+        if not self.active:
+            return
+        if self._recent_is == "before":
+            self._recent_is = "before a step"
+        if "window-means" in self.needs:
+            self._add(adapter)
+        if "straightness" in self.needs:
+            self._end_count += 1
+            if self._end_count >= self.window:
+                self._end_window(adapter)
+
+    def _add(self, adapter: Adapter) -> None:
+        if self._sum is None:
+            self._sum = adapter.read_params()
+            self._count = 1
+            return
+        if self._count == 0:
+            self._sum = adapter.read_params(self._sum)
+        else:
+            self._sum = adapter.add_params(self._sum)
+        self._count += 1
+        if self._count >= self.window:
+            self._close_window()
+
+    def _close_window(self) -> None:
+        assert self._sum is not None
+        scale = 1.0 / self._count
+        mean = tuple(b * scale for b in self._sum)
+        self._means.append(mean)
+        if len(self._means) > self.windows:
+            del self._means[0]
+        self._count = 0
+
+    def _end_window(self, adapter: Adapter) -> None:
+        self._end_count = 0
+        end = adapter.read_params()
+        if self._last_end is not None:
+            step = tuple(a - b for a, b in zip(end, self._last_end, strict=True))
+            if self._displacement is not None:
+                self._straightness = self._cosine(step, self._displacement)
+            self._displacement = step
+        self._last_end = end
+
+    def _cosine(self, a: Buckets, b: Buckets) -> float:
+        scale = norm(a, self.xp) * norm(b, self.xp)
+        if not math.isfinite(scale):
+            return math.nan
+        return dot(a, b, self.xp) / scale if scale > 0.0 else 0.0
+
+    @property
+    def has_update(self) -> bool:
+        """Whether `last_update` can be given."""
+        return self._recent_is in {"before a step", "update"}
+
+    @property
+    def window_means(self) -> Sequence[Buckets]:
+        """Means of the last windows, oldest first. Read only."""
+        return tuple(self._means)
+
+    def last_update(self) -> Buckets:
+        """Weights after the last real step minus those before it.
+
+        Raises:
+            PredictionError: No real step was seen since the last jump or restore.
+        """
+        if not self.has_update or self._recent is None or self._adapter is None:
+            raise PredictionError(
+                "the last update is not known",
+                where="history.last_update",
+                expected="a real step since the last jump, and 'last-update' in the component's needs",
+                fix="ask `ready` first",
+            )
+        if self._recent_is != "update":
+            self._recent = self._adapter.add_params(self._recent, 1.0, -1.0)
+            self._recent_is = "update"
+        return self._recent
+
+    def current(self) -> Buckets:
+        """Copy of the current weights.
+
+        Raises:
+            PredictionError: No step was seen yet.
+        """
+        if self._adapter is None:
+            raise PredictionError(
+                "the current weights are not known",
+                where="history.current",
+                expected="a real step seen before",
+                fix="ask `ready` first",
+            )
+        return self._adapter.read_params()
+
+    def displacement(self, index: int = -1) -> Buckets:
+        """Difference of two successive window means; -1 is the newest pair.
+
+        Raises:
+            PredictionError: There are too few windows.
+        """
+        newer = len(self._means) + index
+        if newer < 1 or newer >= len(self._means):
+            raise PredictionError(
+                "the window displacement is not known",
+                where=f"history.displacement({index})",
+                got=f"{len(self._means)} windows",
+                expected="two more windows than that",
+                fix="ask `ready` first",
+            )
+        return tuple(a - b for a, b in zip(self._means[newer], self._means[newer - 1], strict=True))
+
+    def latest_mean(self) -> tuple[Buckets, float] | None:
+        """Newest mean of at least half a window, and how many real steps ago its middle was.
+
+        Returns:
+            The mean of the open window where it holds half a window, else that of the last full one; None
+            where there is neither.
+        """
+        if self._sum is not None and 2 * self._count >= self.window:
+            scale = 1.0 / self._count
+            return tuple(b * scale for b in self._sum), (self._count - 1) / 2.0
+        if self._means:
+            return self._means[-1], self._count + (self.window - 1) / 2.0
+        return None
+
+    def straightness(self) -> float:
+        """Cosine between the last two displacements of window ends; NaN while unknown.
+
+        1 is a straight drift, 0 pure noise, about -0.5 stationary noise.
+        """
+        return self._straightness
+
+    def restart(self, *, keep_straightness: bool = False) -> None:
+        """Begin anew after a jump or a restore, so that no window mixes both sides of it."""
+        self._means.clear()
+        self._count = 0
+        self._recent_is = "nothing"
+        self._end_count = 0
+        self._last_end = self._displacement = None
+        if not keep_straightness:
+            self._straightness = math.nan
+
+    def sleep(self) -> None:
+        """Stop observing and release the arrays; `wake` starts anew."""
+        self.active = False
+        self.restart(keep_straightness=True)
+        self._recent = self._sum = None
+
+    def wake(self) -> None:
+        """Observe again."""
+        self.active = True
+
+    def state_dict(self) -> dict[str, Any]:
+        """State as plain data and arrays."""
+        return {
+            "means": [tuple(m) for m in self._means],
+            "sum": self._sum,
+            "count": self._count,
+            "last_end": self._last_end,
+            "displacement": self._displacement,
+            "end_count": self._end_count,
+            "straightness": self._straightness,
+            "active": self.active,
+        }

@@ -1,0 +1,136 @@
+"""Making a proposed change safe and applying it: finiteness and caps per group (F86)."""
+
+from __future__ import annotations
+
+import math
+from types import ModuleType
+
+import attrs
+
+from hybridcore.config import GroupsConfig
+from hybridcore.errors import DeltaError, PredictionError
+from hybridcore.layout import Buckets, ParamGroup, ParamLayout
+from hybridcore.protocols import Adapter, Prediction
+
+__all__ = ["Jump", "JumpLimiter"]
+
+
+@attrs.define
+class Jump:
+    """A change that passed the limits.
+
+    Attributes:
+        deltas: The proposed buckets.
+        scale: Multiplier common to all groups.
+        groups: Multiplier per group, caps included.
+        horizon: Optimizer steps it is worth, after the caps.
+        confidence: The predictor's.
+        relative: Norm of the whole change over the norm of the weights.
+        capped: Groups that were shortened.
+    """
+
+    deltas: Buckets
+    scale: float
+    groups: dict[ParamGroup, float]
+    horizon: float
+    confidence: float
+    relative: float
+    capped: tuple[ParamGroup, ...]
+
+    def apply(self, adapter: Adapter, share: float = 1.0) -> None:
+        """Add `share` of the change to the weights."""
+        adapter.apply_delta(self.deltas, self.scale * share, self.groups)
+
+
+class JumpLimiter:
+    """Checks predictions and caps their length per group of parameters.
+
+    Args:
+        layout: The model's layout.
+        xp: Array namespace of the buckets.
+        config: Scales and the cap.
+    """
+
+    def __init__(self, layout: ParamLayout, xp: ModuleType, config: GroupsConfig) -> None:
+        self._layout, self._xp, self._config = layout, xp, config
+        self._slices = layout.group_slices()
+        self._scales = {
+            ParamGroup.MATRIX: config.matrix_scale,
+            ParamGroup.EMBEDDING: config.embedding_scale,
+            ParamGroup.NORM: config.norm_scale,
+            ParamGroup.BIAS: config.bias_scale,
+        }
+        self._weight_norms: dict[ParamGroup, float] = {}
+
+    def measure_weights(self, adapter: Adapter) -> None:
+        """Note the norms of the weights, which caps are relative to."""
+        self._weight_norms = self._norms(adapter.read_params())
+
+    def limit(self, prediction: Prediction, adapter: Adapter) -> Jump:
+        """Check a prediction and cap it.
+
+        Groups without weights of their own size yet (norm zero) are capped by the whole model's norm.
+
+        Args:
+            prediction: What a predictor proposed.
+            adapter: The model.
+
+        Returns:
+            The jump; its `groups` hold every scale and cap.
+
+        Raises:
+            DeltaError: It does not fit the layout or is not finite; nothing was applied (F22).
+            PredictionError: Its confidence or horizon is not a number in range.
+        """
+        self._layout.check(prediction.deltas, where="prediction.deltas")
+        if not 0.0 <= prediction.confidence <= 1.0 or not math.isfinite(prediction.horizon):
+            raise PredictionError(
+                "a prediction carries an impossible confidence or horizon",
+                where="prediction",
+                got=f"confidence {prediction.confidence}, horizon {prediction.horizon}",
+                expected="confidence in [0, 1] and a finite horizon",
+                fix="correct the predictor",
+            )
+        if not self._weight_norms:
+            self.measure_weights(adapter)
+        lengths = self._norms(prediction.deltas)
+        if not all(map(math.isfinite, lengths.values())) or not math.isfinite(prediction.scale):
+            raise DeltaError(
+                "a predicted change is not finite",
+                where="prediction.deltas",
+                got={g.value: n for g, n in lengths.items()},
+                expected="finite numbers",
+                fix="the predictor is reset and the jump refused; check its inputs",
+            )
+        whole = math.sqrt(sum(n * n for n in self._weight_norms.values()))
+        groups: dict[ParamGroup, float] = {}
+        capped: list[ParamGroup] = []
+        moved = wanted = 0.0
+        for group, length in lengths.items():
+            factor = self._scales[group]
+            size = abs(prediction.scale) * factor * length
+            wanted += size * size
+            limit = self._config.max_relative_jump * max(self._weight_norms.get(group, 0.0), 0.01 * whole)
+            if size > limit:
+                factor *= limit / size
+                capped.append(group)
+                size = limit
+            groups[group] = factor
+            moved += size * size
+        relative = math.sqrt(moved) / whole if whole > 0.0 else math.sqrt(moved)
+        return Jump(
+            prediction.deltas,
+            prediction.scale,
+            groups,
+            prediction.horizon * (math.sqrt(moved / wanted) if wanted > 0.0 else 1.0),
+            prediction.confidence,
+            relative,
+            tuple(capped),
+        )
+
+    def _norms(self, buckets: Buckets) -> dict[ParamGroup, float]:
+        squares: dict[ParamGroup, float] = {}
+        for group, bucket, part in self._slices:
+            length = float(self._xp.linalg.vector_norm(buckets[bucket][part]))
+            squares[group] = squares.get(group, 0.0) + length * length
+        return {g: math.sqrt(s) for g, s in squares.items()}

@@ -1,0 +1,270 @@
+"""Trials: one or more jumps and the real steps until the verdict on them, or the rollback."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from typing import Any
+
+import attrs
+import numpy as np
+from numpy.typing import NDArray
+
+from hybridcore.budget import Budget
+from hybridcore.config import HybridConfig, VerdictConfig
+from hybridcore.history import History
+from hybridcore.layout import Buckets
+from hybridcore.probes import PairedDifference, ProbeSet, paired_difference
+from hybridcore.protocols import Action, Adapter, Outcome, Snapshot, StepResult
+from hybridcore.state import Statistics
+from hybridcore.verdict import Reference, Verdict, judge
+
+__all__ = ["Trial", "TrialKeeper"]
+
+
+@attrs.define
+class Trial:
+    """An open trial.
+
+    Attributes:
+        snapshot: State before the first jump.
+        step: Real step at which it opened.
+        predictor: Who proposed the jumps.
+        horizon: Horizon of one jump.
+        settle: Real steps until the verdict.
+        by: ``"probe"`` or ``"guard"``.
+        reference: The curve before; None without probes.
+        statistics: State of the run's statistics at the opening, restored on failure.
+        loss_level: Average loss at the opening.
+        loss_deviation: Its mean absolute deviation.
+        seconds: Training seconds when it opened.
+        cost: Cost units when it opened.
+        jumps: Jumps applied so far.
+        real_steps: Real steps so far.
+    """
+
+    snapshot: Snapshot
+    step: int
+    predictor: str
+    horizon: float
+    settle: int
+    by: str
+    reference: Reference | None
+    statistics: dict[str, Any]
+    loss_level: float
+    loss_deviation: float
+    seconds: float
+    cost: float
+    jumps: int = 0
+    real_steps: int = 0
+
+    def guard_limit(self, config: VerdictConfig) -> float:
+        """Training loss above which the trial fails at once."""
+        if not math.isfinite(self.loss_level):
+            return math.inf
+        by_noise = self.loss_level + config.guard_z * self.loss_deviation
+        by_factor = self.loss_level + (config.guard_factor - 1.0) * abs(self.loss_level)
+        return max(by_noise, by_factor)
+
+    def outcome(
+        self,
+        *,
+        kept: bool,
+        reason: str,
+        straightness: float,
+        verdict: Verdict | None = None,
+        seconds_per_step: float = 0.0,
+    ) -> Outcome:
+        """What the controller hears of it."""
+        credit = verdict.credit_steps if verdict is not None and kept else 0.0
+        return Outcome(
+            kept=kept,
+            predictor=self.predictor,
+            horizon=self.horizon,
+            jumps=self.jumps,
+            real_steps=self.real_steps,
+            gain=verdict.gain if verdict is not None else math.nan,
+            gain_error=verdict.error if verdict is not None else math.nan,
+            credit_steps=credit,
+            credit_seconds=credit * seconds_per_step,
+            straightness=straightness,
+            reason=reason,
+        )
+
+
+class TrialKeeper:
+    """Opens, guards, judges and undoes trials; at most one is open.
+
+    Args:
+        adapter: The model.
+        config: Verdict and probe settings.
+        history: Window means.
+        statistics: Loss level and its noise.
+        probes: Held-out examples.
+        budget: Books what probes and failures cost.
+        on_probe: Called with ``(examples, loss, cost)`` after each probe.
+
+    Attributes:
+        trial: The open trial, or None.
+        cost: Cost units spent on probes so far.
+    """
+
+    def __init__(
+        self,
+        adapter: Adapter,
+        config: HybridConfig,
+        history: History,
+        statistics: Statistics,
+        probes: ProbeSet,
+        budget: Budget,
+        on_probe: Callable[[int, float, float], None],
+    ) -> None:
+        self._adapter, self._config = adapter, config
+        self._history, self._statistics = history, statistics
+        self._probes, self._budget = probes, budget
+        self._on_probe = on_probe
+        self.trial: Trial | None = None
+        self.cost = 0.0
+        self._examples = 0
+        self._point: tuple[NDArray[np.float64], float] | None = None
+        self._rate: NDArray[np.float64] | None = None
+        self.seconds_per_probe = 0.0
+
+    @property
+    def steps_left(self) -> int:
+        """Real steps until the open trial's verdict; 0 without one."""
+        return max(0, self.trial.settle - self.trial.real_steps) if self.trial is not None else 0
+
+    def expected_cost(self, settle: int) -> tuple[float, float]:
+        """Most that a trial can cost, in step equivalents and seconds: its probes and its lost steps."""
+        probes = 4.0 if self._config.probe.tentative else 2.0
+        per_probe = self.cost / self._probes.count if self._probes.count else 1.0
+        per_step = self._statistics.seconds_per_step
+        per_step = per_step if math.isfinite(per_step) else 0.0
+        return probes * per_probe + settle, probes * self.seconds_per_probe + settle * per_step
+
+    def open(self, action: Action, step: int, cost: float, seconds: float) -> Trial:
+        """Take the snapshot, and the reference curve where the verdict needs one.
+
+        Args:
+            action: The Predict action.
+            step: Real steps so far.
+            cost: Cost units so far, without what this call adds.
+            seconds: Training seconds so far.
+        """
+        reference = self._reference(cost) if action.judge == "probe" else None
+        self.trial = Trial(
+            snapshot=self._adapter.snapshot(),
+            step=step,
+            predictor=action.predictor or "",
+            horizon=action.horizon,
+            settle=max(1, action.settle),
+            by=action.judge,
+            reference=reference,
+            statistics=self._statistics.state_dict(),
+            loss_level=self._statistics.loss_ema(16),
+            loss_deviation=self._statistics.loss_deviation,
+            seconds=seconds,
+            cost=cost,
+        )
+        return self.trial
+
+    def guard(self, result: StepResult) -> str | None:
+        """Count a real step of the open trial; why the trial fails at once, or None."""
+        trial = self.trial
+        assert trial is not None
+        trial.real_steps += 1
+        if result.skipped or not math.isfinite(result.loss):
+            return f"step {trial.real_steps} after the jump gave no finite loss or gradient"
+        return self.over_guard(result.loss)
+
+    def over_guard(self, loss: float) -> str | None:
+        """Why a loss fails the open trial, or None."""
+        assert self.trial is not None
+        limit = self.trial.guard_limit(self._config.verdict)
+        if not loss <= limit:
+            return f"training loss {loss:.4g} above the guard {limit:.4g}"
+        return None
+
+    def verdict(self, cost: float) -> Verdict | None:
+        """Judge the open trial by probe; None where it is kept by its guard alone.
+
+        Args:
+            cost: Cost units so far, without what this call adds.
+        """
+        trial = self.trial
+        assert trial is not None
+        if trial.reference is None:
+            return None
+        latest = self._history.latest_mean()
+        mean, age = latest if latest is not None else (None, 0.0)
+        losses = self.probe(mean)
+        position = cost - age
+        predicted = trial.jumps * abs(trial.horizon)
+        verdict = judge(trial.reference, losses, position, predicted, self._config.verdict)
+        self._point = (losses, position) if verdict.kept else None
+        return verdict
+
+    def close(self) -> Trial:
+        """End the open trial and give it."""
+        trial = self.trial
+        assert trial is not None
+        self.trial = None
+        return trial
+
+    def undo(self, seconds: float) -> Trial:
+        """Restore the state before the open trial bit for bit, book its cost, and give it."""
+        trial = self.close()
+        self._adapter.restore(trial.snapshot)
+        self._statistics.load_state_dict(trial.statistics)
+        self._history.restart()
+        self._budget.spend(float(trial.real_steps), max(0.0, seconds - trial.seconds))
+        self._point = None
+        return trial
+
+    def compare(self, before: NDArray[np.float64]) -> tuple[PairedDifference, str | None]:
+        """Tentative test right after a jump: the paired difference, and why it is refused or None (F81)."""
+        after = self.probe(None)
+        if not np.isfinite(after).all():
+            return PairedDifference(math.inf, 0.0, int(after.size)), "non-finite loss right after the jump"
+        difference = paired_difference(after, before)
+        c = self._config.probe
+        limit = c.tolerance * abs(float(before.mean())) + c.confidence_z * difference.error
+        if difference.mean > limit:
+            return difference, f"loss rose by {difference.mean:.4g} right after the jump, limit {limit:.4g}"
+        return difference, None
+
+    def probe(self, weights: Buckets | None) -> NDArray[np.float64]:
+        """Per-example losses of the probe set, booked; `weights` None is the current ones."""
+        start = time.perf_counter()
+        losses = self._probes.evaluate(self._adapter, weights)
+        self._adapter.synchronize()
+        seconds = time.perf_counter() - start
+        cost = self._probes.charge(self._examples)
+        self.cost += cost
+        self.seconds_per_probe += (seconds - self.seconds_per_probe) / self._probes.count
+        self._budget.spend(cost, seconds)
+        self._on_probe(int(losses.size), float(losses.mean()), cost)
+        return losses
+
+    def note_batch(self, examples: int) -> None:
+        """Remember how many examples a real step uses, the unit of probe costs."""
+        if examples > 0:
+            self._examples = examples
+
+    def _reference(self, cost: float) -> Reference:
+        means = self._history.window_means
+        latest = self._history.latest_mean()
+        if latest is None:
+            return Reference(self.probe(None), self._rate, cost)
+        mean, age = latest
+        losses, position = self.probe(mean), cost - age
+        earlier = self._point
+        if earlier is None or position - earlier[1] < 0.5 * self._history.window:
+            earlier = None
+            if len(means) >= 2 and mean is means[-1]:
+                earlier = (self.probe(means[-2]), position - self._history.window)
+        if earlier is not None:
+            self._rate = (losses - earlier[0]) / (position - earlier[1])
+        return Reference(losses, self._rate, position)

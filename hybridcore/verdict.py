@@ -1,0 +1,96 @@
+"""The delayed judgement of a jump, on window-averaged weights at equal cost (F82)."""
+
+from __future__ import annotations
+
+import math
+
+import attrs
+import numpy as np
+from numpy.typing import NDArray
+
+from hybridcore.config import VerdictConfig
+from hybridcore.probes import paired_difference
+
+__all__ = ["Reference", "Verdict", "judge"]
+
+
+@attrs.frozen
+class Reference:
+    """The loss curve before a jump, extended to any later cost.
+
+    Attributes:
+        losses: Per-example losses of the last window mean before the jump, shape (n,).
+        rate: Change of those losses per cost unit before the jump, shape (n,); None while unknown.
+        cost: Cost units spent when `losses` was current.
+    """
+
+    losses: NDArray[np.float64]
+    rate: NDArray[np.float64] | None
+    cost: float
+
+    @property
+    def slope(self) -> float:
+        """Mean loss per cost unit; never positive, since a curve that rises by noise is no bar to clear."""
+        return min(0.0, float(self.rate.mean())) if self.rate is not None else 0.0
+
+    def at(self, cost: float) -> NDArray[np.float64]:
+        """Per-example losses expected at a later cost without the jump (straight continuation).
+
+        Training curves flatten, so a straight continuation flatters the run without the jump.
+        """
+        if self.rate is None or self.slope == 0.0:
+            return self.losses
+        return self.losses + self.rate * (cost - self.cost)
+
+
+@attrs.frozen(slots=True)
+class Verdict:
+    """The judgement of a trial.
+
+    Attributes:
+        kept: Whether the jumps stand.
+        gain: Reference minus achieved mean loss at equal cost; positive is good.
+        error: Its standard error.
+        credit_steps: Gain, less one error, in real steps of the reference's slope; 0 unless positive.
+        reason: One line.
+    """
+
+    kept: bool
+    gain: float
+    error: float
+    credit_steps: float
+    reason: str
+
+
+def judge(
+    reference: Reference,
+    achieved: NDArray[np.float64],
+    cost: float,
+    predicted_steps: float,
+    config: VerdictConfig,
+) -> Verdict:
+    """Judge window-averaged weights after a jump against the continued curve before it.
+
+    Args:
+        reference: The curve before the jump.
+        achieved: Per-example losses of the window mean after it, shape (n,).
+        cost: Cost units spent when `achieved` was current.
+        predicted_steps: Optimizer steps that the trial predicted; bounds the credit.
+        config: Confidence.
+
+    Returns:
+        The verdict; non-finite losses fail.
+    """
+    if not np.isfinite(achieved).all():
+        return Verdict(False, -math.inf, 0.0, 0.0, "non-finite loss of the averaged weights")
+    difference = paired_difference(achieved, reference.at(cost))
+    gain, error = -difference.mean, difference.error
+    kept = gain >= -config.confidence_z * error
+    sure = gain - error
+    credit = 0.0
+    if kept and sure > 0.0:
+        slope = -reference.slope
+        credit = min(sure / slope, predicted_steps) if slope > 0.0 else predicted_steps
+    sign = "below" if gain >= 0 else "above"
+    reason = f"averaged loss {abs(gain):.4g} {sign} the curve at equal cost (standard error {error:.2g})"
+    return Verdict(kept, gain, error, credit, reason)
