@@ -88,7 +88,8 @@ class PoissonPinn(BuiltinTask):
         )
 
     def _points(self, start: int, count: int, edge_start: int, edge_count: int) -> Batch:
-        interior = interior_points(start, count)
+        # The source belongs to the points as the model sees them, rounded to float32.
+        interior = interior_points(start, count).astype(np.float32).astype(np.float64)
         edge = boundary_points(edge_start, edge_count)
         source = source_term(interior, self.config.waves)
         arrays = (interior, source, edge, np.zeros(edge_count))
