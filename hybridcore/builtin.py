@@ -8,7 +8,7 @@ from typing import Any
 
 from hybridcore.hookspecs import hookimpl
 
-__all__ = ["CONTROLLERS", "PREDICTORS", "TRACKERS"]
+__all__ = ["CONTROLLERS", "PREDICTORS", "TASKS", "TRACKERS"]
 
 PREDICTORS: tuple[str, ...] = (
     "hybridcore.predictors.last_update:LastUpdate",
@@ -20,6 +20,10 @@ PREDICTORS: tuple[str, ...] = (
 CONTROLLERS: tuple[str, ...] = (
     "hybridcore.controllers.threshold:Threshold",
     "hybridcore.controllers.fixed:Fixed",
+)
+TASKS: tuple[str, ...] = (
+    "hybridcore.tasks.quadratic:QuadraticTask",
+    "hybridcore.tasks.logistic:LogisticTask",
 )
 TRACKERS: tuple[str, ...] = ()
 
@@ -47,9 +51,8 @@ def hybridcore_controllers() -> list[type[Any]]:
 @hookimpl
 def hybridcore_tasks() -> list[type[Any]]:
     """Tasks of `hybridcore.tasks`."""
-    from hybridcore.tasks import BUILTIN
-
-    return _load(BUILTIN)
+    more: tuple[str, ...] = getattr(import_module("hybridcore.tasks"), "BUILTIN", ())
+    return _load((*TASKS, *more))
 
 
 @hookimpl

@@ -181,6 +181,9 @@ def _collect(
                 lost = ((kind, name),) if isinstance(name, str) else ()
                 faults.append(Problem(record.name, error, names=lost))
                 continue
+            except Exception as error:
+                faults.append(_broken(record, f"when {cls!r} is looked at", error))
+                continue
             key = (kind, cls.name)
             if found.get(key, cls) is not cls:
                 own = Provided(found[key], record)

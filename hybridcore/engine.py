@@ -142,14 +142,14 @@ class Engine:
 
         registry = registry or load_registry(config.plugins.load, config.plugins.block)
         controller = build_component(
-            registry.get("controllers", config.controller.name),
+            registry.get("controller", config.controller.name),
             config.controller.options.get(config.controller.name, {}),
             f"controller.{config.controller.name}",
         )
         names = dict.fromkeys([config.predictor.name, *getattr(controller, "portfolio", ())])
         predictors = {
             name: build_component(
-                registry.get("predictors", name),
+                registry.get("predictor", name),
                 config.predictor.options.get(name, {}),
                 f"predictor.{name}",
             )

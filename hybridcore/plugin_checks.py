@@ -128,21 +128,24 @@ def _check_methods(kind: str, cls: type[Any], protocol: type[Any], where: str) -
             fix=f"add {', '.join(f'{m}{methods[m]}' for m in missing)}",
         )
     for name, wanted in methods.items():
+        bound = isinstance(inspect.getattr_static(cls, name), classmethod | staticmethod)
+        parameters = list(wanted.parameters)[bound:]
+        got = inspect.signature(getattr(cls, name))
         try:
-            inspect.signature(getattr(cls, name)).bind(*wanted.parameters)
+            got.bind(*parameters)
         except TypeError as error:
             raise PluginError(
                 f"a {kind} class has a method that cannot be called as the protocol says: {error}",
                 where=f"{where}, method {name}",
-                got=str(inspect.signature(getattr(cls, name))),
+                got=str(got),
                 expected=str(wanted),
-                fix=f"give {cls.__name__}.{name} the parameters {', '.join(wanted.parameters)}",
+                fix=f"give {cls.__name__}.{name} the parameters {', '.join(parameters)}",
             ) from None
 
 
 def _check_needs(kind: str, cls: type[Any], where: str) -> None:
-    needs: str | Iterable[str] = getattr(cls, "needs", ())
-    unknown = {needs} if isinstance(needs, str) else set(needs) - NEEDS
+    needs: object = getattr(cls, "needs", frozenset())
+    unknown = set(needs) - NEEDS if isinstance(needs, set | frozenset) else {str(needs)}
     if unknown:
         raise PluginError(
             f"a {kind} class needs something that the history does not keep",

@@ -188,6 +188,7 @@ def test_missing_methods_are_listed(install: Install) -> None:
         ("name = None", "no valid registry name"),
         ("name = 'x'; needs = frozenset({'window-meens'})", "did you mean 'window-means'"),
         ("name = 'x'; needs = 'window-means'", "frozenset"),
+        ("name = 'x'; needs = 3", "frozenset"),
         ("name = 'x'; Config = dict", "not an attrs class"),
         ("name = 'x'\n    def ready(self): return True", "cannot be called as the protocol says"),
         ("name = 'x'; api_version = '1'", "api_version = '1'"),
@@ -203,6 +204,16 @@ def test_instance_instead_of_class_is_explained(install: Install) -> None:
     install("plug_inst", PREDICTOR.format(name="mine").replace("[Mine]", "[Mine()]"))
     with pytest.raises(PluginError, match="not a predictor class"):
         load_registry(load=["plug_inst"])
+
+
+def test_static_and_class_methods_keep_the_protocol(install: Install) -> None:
+    body = (
+        "name = 'static'\n"
+        "    @staticmethod\n    def observe(record): ...\n"
+        "    @classmethod\n    def ready(cls, history): return False"
+    )
+    install("plug_static", PREDICTOR.replace("name = {name!r}", body))
+    assert load_registry(load=["plug_static"]).get("predictor", "static").name == "static"
 
 
 def test_blocked_plugin_is_not_imported(install: Install) -> None:

@@ -1,1 +1,22 @@
 """Contracts and fixtures that third parties can run against their own plugins."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any
+
+_EXPORTS = {
+    "AdapterContract": "hybridcore.testing.adapter_contract",
+    "Backend": "hybridcore.testing.backends",
+    "PredictorContract": "hybridcore.testing.predictor_contract",
+    "TrajectoryAdapter": "hybridcore.testing.trajectories",
+    "synthetic_history": "hybridcore.testing.trajectories",
+}
+
+__all__ = ["AdapterContract", "Backend", "PredictorContract", "TrajectoryAdapter", "synthetic_history"]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _EXPORTS:
+        return getattr(import_module(_EXPORTS[name]), name)
+    raise AttributeError(f"module 'hybridcore.testing' has no attribute {name!r}")
