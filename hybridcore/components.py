@@ -82,12 +82,18 @@ def import_function(name: str) -> Callable[..., Any]:
     return found
 
 
-def check_config(source: str | Path | Mapping[str, Any], registry: Classes | None = None) -> HybridConfig:
+def check_config(
+    source: str | Path | Mapping[str, Any],
+    registry: Classes | None = None,
+    *,
+    origin: str = "configuration",
+) -> HybridConfig:
     """Read a configuration and check everything that can be known before a run.
 
     Args:
         source: A TOML file, or plain data shaped like it.
         registry: Where given, names and plugin-owned tables are checked against it too.
+        origin: Where plain data came from; named in the error.
 
     Raises:
         ConfigError: Every mistake at once.
@@ -100,7 +106,7 @@ def check_config(source: str | Path | Mapping[str, Any], registry: Classes | Non
         problems += _check_named(data, "predictor", registry.predictors, defaults.predictor.name)
         problems += _check_task(data, registry, defaults.task.name)
     if config is None or problems:
-        where = "configuration" if isinstance(source, Mapping) else str(source)
+        where = origin if isinstance(source, Mapping) else str(source)
         raise ConfigError(in_file_order(problems, data), source=where)
     return config
 

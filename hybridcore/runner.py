@@ -20,7 +20,7 @@ from hybridcore.clock import Stopwatch
 from hybridcore.components import build_component, import_function
 from hybridcore.config import HybridConfig
 from hybridcore.configfile import config_to_dict, dump_config
-from hybridcore.errors import AdapterNotFoundError, DivergenceError, TaskError
+from hybridcore.errors import AdapterNotFoundError, DivergenceError, MetricsError, TaskError
 from hybridcore.events import Event, EventBus, Listener
 from hybridcore.metrics import SCHEMA, MetricsWriter, plain_json
 from hybridcore.protocols import StepResult, TaskRun
@@ -29,7 +29,7 @@ from hybridcore.records import Evaluation, final_loss, loss_gap, speedup, speedu
 if TYPE_CHECKING:
     from hybridcore.plugins import Registry
 
-__all__ = ["RunResult", "build_task", "run_task", "write_json"]
+__all__ = ["RunResult", "build_task", "require_unused", "run_task", "train", "write_json"]
 
 logger = logging.getLogger("hybridcore")
 
@@ -288,6 +288,23 @@ def build_task(config: HybridConfig, registry: Registry) -> TaskRun:
     task = build_component(registry.get("task", name), config.task.options, "task")
     built: TaskRun = task.build(run.framework, run.seed, run.device)
     return built
+
+
+def require_unused(folder: Path) -> None:
+    """Make sure that no earlier run is overwritten or mixed in.
+
+    Raises:
+        MetricsError: The folder, or one below it, holds a run already.
+    """
+    used = next(folder.rglob("metrics.jsonl"), None) if folder.is_dir() else None
+    if used is not None:
+        raise MetricsError(
+            "the folder holds a run already",
+            where=str(folder),
+            got=str(used),
+            expected="a new or empty folder",
+            fix="name another folder, or remove the old runs",
+        )
 
 
 def write_json(path: Path, data: Mapping[str, Any]) -> None:

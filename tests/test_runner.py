@@ -3,82 +3,26 @@ from __future__ import annotations
 import itertools
 import json
 import math
-import sys
-from types import ModuleType
 
 import attrs
-import numpy as np
 import pytest
 
 from hybridcore.arms import ARMS, base_rate, check_arm, plan_arm
-from hybridcore.configfile import config_from_dict, load_config, load_preset, preset_names
+from hybridcore.configfile import load_config, load_preset, preset_names
 from hybridcore.errors import ConfigError, TaskError
 from hybridcore.events import Event
-from hybridcore.plugins import load_registry
-from hybridcore.protocols import OptimizerSpec, TaskRun
 from hybridcore.records import read_run
-from hybridcore.reference import ReferenceAdapter, SoftmaxRegression
 from hybridcore.runner import run_task
 from hybridcore.tuning import tune
 
 VOLATILE = {"seconds", "elapsed", "time", "credit_seconds", "overhead_share", "speedup"}
 
 
-def build(*, framework, seed, device, learning_rate=0.02, finite=None, fail_at=None):
-    """Softmax regression on three Gaussian clouds, as a task by module:function."""
-    rng = np.random.default_rng(seed)
-    centres = rng.standard_normal((3, 10))
-    y = rng.integers(0, 3, 600)
-    x = centres[y] + rng.standard_normal((600, 10))
-    weights = {"weight": np.zeros((3, 10)), "bias": np.zeros(3)}
-    adapter = ReferenceAdapter(SoftmaxRegression(), weights, OptimizerSpec("sgd", learning_rate))
-    order = np.random.default_rng(seed + 1)
-
-    def batches():
-        for count in itertools.count():
-            if count == fail_at:
-                raise KeyboardInterrupt
-            if count == finite:
-                return
-            picked = order.integers(0, 400, 32)
-            yield x[picked], y[picked]
-
-    def evaluate():
-        return {"loss": float(adapter.probe_loss((x[500:], y[500:])).mean()), "examples": 100}
-
-    return TaskRun(adapter, batches(), ((x[400:500], y[400:500]),), evaluate)
-
-
-@pytest.fixture(autouse=True)
-def toy(monkeypatch):
-    module = ModuleType("toy_problem")
-    module.build = build
-    module.wrong = lambda **options: options
-    monkeypatch.setitem(sys.modules, "toy_problem", module)
-
-
-@pytest.fixture(scope="module")
-def registry():
-    return load_registry()
-
-
-def configuration(**tables):
-    data = {
-        "run": {"steps": 60, "framework": "numpy", "evaluate_every": 20, **tables.pop("run", {})},
-        "task": {"name": "toy_problem:build", **tables.pop("task", {})},
-        "phases": {"warmup_steps": 10, "full_steps": 5},
-        "history": {"window": 5},
-        "controller": {"name": "fixed", "fixed": {"horizon": 5.0, "full_steps": 5, "correct_steps": 5}},
-        **tables,
-    }
-    return config_from_dict(data)
-
-
 def trace(record):
     return [{k: v for k, v in event.items() if k not in VOLATILE} for event in record.events]
 
 
-def test_hybrid_run_is_recorded_from_start_to_end(tmp_path, registry):
+def test_hybrid_run_is_recorded_from_start_to_end(tmp_path, registry, configuration):
     config = configuration()
     heard = []
     result = run_task(
@@ -99,7 +43,7 @@ def test_hybrid_run_is_recorded_from_start_to_end(tmp_path, registry):
     assert load_config(tmp_path / "run" / "config.toml") == config
 
 
-def test_summary_of_a_run_has_every_key_in_every_arm(tmp_path, registry):
+def test_summary_of_a_run_has_every_key_in_every_arm(tmp_path, registry, configuration):
     keys = {
         "real_steps", "backward_passes", "predicted_steps", "jumps", "refused", "verdicts_kept",
         "verdicts_failed", "rollbacks", "skipped", "credit_steps", "credit_seconds", "overhead_share",
@@ -116,9 +60,9 @@ def test_summary_of_a_run_has_every_key_in_every_arm(tmp_path, registry):
         assert (written["arm"], written["seed"]) == (arm, 0)
 
 
-def test_baseline_takes_exactly_the_steps_of_a_plain_loop(tmp_path, registry):
+def test_baseline_takes_exactly_the_steps_of_a_plain_loop(tmp_path, registry, configuration, toy):
     result = run_task(configuration(), arm="baseline", out_dir=tmp_path, registry=registry)
-    plain = build(framework="numpy", seed=0, device="cpu")
+    plain = toy.build(framework="numpy", seed=0, device="cpu")
     for batch in itertools.islice(plain.batches, 60):
         plain.adapter.train_step(batch)
     assert result.final_loss == plain.evaluate()["loss"]
@@ -129,7 +73,7 @@ def test_baseline_takes_exactly_the_steps_of_a_plain_loop(tmp_path, registry):
     assert all(step["grad_norm"] > 0 for step in record.steps)
 
 
-def test_control_none_never_predicts_and_equals_the_baseline(tmp_path, registry):
+def test_control_none_never_predicts_and_equals_the_baseline(tmp_path, registry, configuration):
     none = run_task(configuration(), arm="none", out_dir=tmp_path / "none", registry=registry)
     base = run_task(configuration(), arm="baseline", out_dir=tmp_path / "base", registry=registry)
     assert none.summary["jumps"] == 0
@@ -137,14 +81,14 @@ def test_control_none_never_predicts_and_equals_the_baseline(tmp_path, registry)
 
 
 @pytest.mark.parametrize("arm", ["frozen", "random"])
-def test_control_replaces_the_predictor_only(tmp_path, registry, arm):
+def test_control_replaces_the_predictor_only(tmp_path, registry, arm, configuration):
     result = run_task(configuration(), arm=arm, out_dir=tmp_path, registry=registry)
     record = read_run(tmp_path)
     assert {jump["predictor"] for jump in record.jumps} == {arm}
     assert result.summary["real_steps"] == 60
 
 
-def test_same_seed_gives_the_same_trace_and_another_seed_does_not(tmp_path, registry):
+def test_same_seed_gives_the_same_trace_and_another_seed_does_not(tmp_path, registry, configuration):
     traces = []
     for name, seed in (("a", 3), ("b", 3), ("c", 4)):
         run_task(configuration(run={"seed": seed}), out_dir=tmp_path / name, registry=registry)
@@ -153,7 +97,7 @@ def test_same_seed_gives_the_same_trace_and_another_seed_does_not(tmp_path, regi
     assert traces[0] != traces[2]
 
 
-def test_given_a_baseline_the_summary_has_speedup_and_gap(tmp_path, registry):
+def test_given_a_baseline_the_summary_has_speedup_and_gap(tmp_path, registry, configuration):
     base = run_task(configuration(), arm="baseline", out_dir=tmp_path / "base", registry=registry)
     again = run_task(
         configuration(), arm="none", out_dir=tmp_path / "x", registry=registry, baseline=base.evaluations
@@ -167,7 +111,7 @@ def test_given_a_baseline_the_summary_has_speedup_and_gap(tmp_path, registry):
     assert faster.summary["speedup_cost"] > 1.2
 
 
-def test_interrupted_run_keeps_what_was_measured(tmp_path, registry):
+def test_interrupted_run_keeps_what_was_measured(tmp_path, registry, configuration):
     result = run_task(configuration(task={"fail_at": 33}), out_dir=tmp_path, registry=registry)
     assert result.interrupted
     record = read_run(tmp_path)
@@ -177,19 +121,19 @@ def test_interrupted_run_keeps_what_was_measured(tmp_path, registry):
     assert result.final_loss == record.evaluations[-1].loss
 
 
-def test_batches_that_end_are_a_task_error(tmp_path, registry):
+def test_batches_that_end_are_a_task_error(tmp_path, registry, configuration):
     with pytest.raises(TaskError, match="ended after 12 of 60"):
         run_task(configuration(task={"finite": 12}), out_dir=tmp_path, registry=registry)
     assert len(read_run(tmp_path).steps) == 12
 
 
-def test_function_that_returns_no_task_run(tmp_path, registry):
+def test_function_that_returns_no_task_run(tmp_path, registry, configuration):
     with pytest.raises(TaskError, match="TaskRun"):
         run_task(configuration(task={"name": "toy_problem:wrong"}), out_dir=tmp_path / "x", registry=registry)
     assert not (tmp_path / "x").exists()
 
 
-def test_step_records_are_thinned(tmp_path, registry):
+def test_step_records_are_thinned(tmp_path, registry, configuration):
     for arm in ("baseline", "hybrid"):
         config = configuration(metrics={"step_every": 10})
         run_task(config, arm=arm, out_dir=tmp_path / arm, registry=registry)
@@ -197,7 +141,7 @@ def test_step_records_are_thinned(tmp_path, registry):
 
 
 @pytest.mark.parametrize("name", preset_names())
-def test_every_preset_trains_ten_steps(tmp_path, registry, name):
+def test_every_preset_trains_ten_steps(tmp_path, registry, name, toy):
     preset = load_preset(name)
     config = attrs.evolve(
         preset,
@@ -210,7 +154,7 @@ def test_every_preset_trains_ten_steps(tmp_path, registry, name):
     assert result.final_loss < result.evaluations[0].loss
 
 
-def test_step_mode_consumes_batches_without_backward_passes(tmp_path, registry):
+def test_step_mode_consumes_batches_without_backward_passes(tmp_path, registry, configuration):
     config = configuration(
         phases={
             "warmup_steps": 10,
@@ -227,7 +171,7 @@ def test_step_mode_consumes_batches_without_backward_passes(tmp_path, registry):
     assert result.summary["predicted_steps"] > 0
 
 
-def test_tuning_finds_a_better_rate_that_is_not_at_the_edge(tmp_path, registry):
+def test_tuning_finds_a_better_rate_that_is_not_at_the_edge(tmp_path, registry, configuration):
     tuning = tune(configuration(), out_dir=tmp_path / "t", registry=registry, factors=(1.0, 3.0))
     assert tuning.best.arm == "tuned"
     assert tuning.factor < max(tuning.losses)
@@ -239,7 +183,7 @@ def test_tuning_finds_a_better_rate_that_is_not_at_the_edge(tmp_path, registry):
     assert json.loads((tmp_path / "t" / "tuning.json").read_text())["factor"] == tuning.factor
 
 
-def test_rate_arms_scale_the_configured_rate(registry):
+def test_rate_arms_scale_the_configured_rate(registry, configuration):
     config = configuration(task={"learning_rate": 0.5})
     assert plan_arm(config, "lr-x4", registry).config.task.options["learning_rate"] == 2.0
     assert base_rate(configuration(), registry) == 0.02
@@ -247,25 +191,27 @@ def test_rate_arms_scale_the_configured_rate(registry):
     assert plan_arm(config, "hybrid", registry).config is config
 
 
-def test_unknown_arm_and_task_without_a_rate_are_configuration_errors(registry, monkeypatch):
+def test_unknown_arm_and_task_without_a_rate_are_configuration_errors(
+    registry, monkeypatch, configuration, toy
+):
     for arm in (*ARMS, "lr-x7"):
         check_arm(arm)
     for arm in ("hybird", "lr-x0", "lr-x"):
         with pytest.raises(ConfigError, match="unknown arm"):
             check_arm(arm)
-    monkeypatch.setattr(
-        sys.modules["toy_problem"], "other", lambda *, framework, seed, device: None, raising=False
-    )
+    monkeypatch.setattr(toy, "other", lambda *, framework, seed, device: None, raising=False)
     with pytest.raises(ConfigError, match=r"task\.learning_rate"):
         plan_arm(configuration(task={"name": "toy_problem:other"}), "lr-x2", registry)
 
 
-def test_loss_that_is_not_finite_is_recorded_as_null(tmp_path, registry, monkeypatch):
+def test_loss_that_is_not_finite_is_recorded_as_null(tmp_path, registry, monkeypatch, configuration, toy):
+    original = toy.build
+
     def diverging(**options):
-        task = build(**options)
+        task = original(**options)
         return attrs.evolve(task, evaluate=lambda: {"loss": math.nan})
 
-    monkeypatch.setattr(sys.modules["toy_problem"], "build", diverging)
+    monkeypatch.setattr(toy, "build", diverging)
     result = run_task(configuration(), arm="baseline", out_dir=tmp_path, registry=registry)
     assert result.final_loss == math.inf
     assert result.summary["final_loss"] is None
