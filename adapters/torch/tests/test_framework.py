@@ -61,7 +61,6 @@ def test_nothing_is_imported_before_it_is_needed():
 
 
 def test_builds_a_run_with_the_problems_own_weights_and_data():
-    pytest.importorskip("hybridcore_torch.models")
     given = problem()
     run = FRAMEWORK.build(given, "cpu")
     named = run.adapter.layout.unpack(run.adapter.read_params(), run.adapter.xp)
@@ -86,7 +85,6 @@ def test_builds_a_run_with_the_problems_own_weights_and_data():
 
 def test_evaluation_is_the_mean_over_all_examples():
     """Float64 softmax by hand; the two validation batches differ in size."""
-    pytest.importorskip("hybridcore_torch.models")
     given = problem()
     x = np.concatenate([b[0] for b in given.validation]).astype(np.float64)
     y = np.concatenate([b[1] for b in given.validation])
@@ -100,6 +98,5 @@ def test_evaluation_is_the_mean_over_all_examples():
 
 
 def test_unknown_devices_are_refused():
-    pytest.importorskip("hybridcore_torch.models")
     with pytest.raises(TaskError, match="device"):
         FRAMEWORK.build(problem(), "abacus")

@@ -138,7 +138,6 @@ def test_accumulating_loop_with_scaler_is_followed_by_the_hook():
 
 def test_hybridize_takes_five_lines_and_wraps_nothing(tmp_path):
     """F58: with a configuration object, with a file, and with none."""
-    pytest.importorskip("hybridcore.plugins")
     file = tmp_path / "hybrid.toml"
     file.write_text("[phases]\nwarmup_steps = 7\n")
     for config, warmup in ((None, 40), (file, 7), (HybridConfig(phases=PhasesConfig(warmup_steps=3)), 3)):
