@@ -212,43 +212,37 @@ class TestLBFGS(Base):
         return fixture(model, optimizer, data())
 
 
-needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
-
-
 def on_cuda(batches):
     return [tuple(t.cuda() for t in batch) for batch in batches]
 
 
-@needs_cuda
-class TestCudaFusedAdamW(Base):
-    def make(self):
-        model = self.model().cuda()
-        return fixture(model, torch.optim.AdamW(model.parameters(), lr=1e-2, fused=True), on_cuda(data()))
+if torch.cuda.is_available():
 
+    class TestCudaFusedAdamW(Base):
+        def make(self):
+            model = self.model().cuda()
+            return fixture(model, torch.optim.AdamW(model.parameters(), lr=1e-2, fused=True), on_cuda(data()))
 
-@needs_cuda
-class TestCudaCapturableFloat16Scaled(Base):
-    """Autocast and scaler; the learning rate and the step counts are tensors on the device."""
+    class TestCudaCapturableFloat16Scaled(Base):
+        """Autocast and scaler; the learning rate and the step counts are tensors on the device."""
 
-    def make(self):
-        model = self.model().cuda()
-        rate = torch.tensor(1e-2, device="cuda")
-        optimizer = torch.optim.Adam(model.parameters(), lr=rate, capturable=True)
-        scaler = torch.amp.GradScaler("cuda", init_scale=128.0)
-        return fixture(
-            model, optimizer, on_cuda(data()), scaler=scaler, autocast=torch.float16, max_grad_norm=1.0
-        )
+        def make(self):
+            model = self.model().cuda()
+            rate = torch.tensor(1e-2, device="cuda")
+            optimizer = torch.optim.Adam(model.parameters(), lr=rate, capturable=True)
+            scaler = torch.amp.GradScaler("cuda", init_scale=128.0)
+            return fixture(
+                model, optimizer, on_cuda(data()), scaler=scaler, autocast=torch.float16, max_grad_norm=1.0
+            )
 
-
-@needs_cuda
-class TestCudaBatchNormAndDropout(AdapterContract):
-    def make(self):
-        torch.manual_seed(0)
-        model = nn.Sequential(
-            nn.Linear(6, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Dropout(0.3), nn.Linear(8, 3)
-        ).cuda()
-        optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9, foreach=True)
-        return fixture(model, optimizer, on_cuda(data()), random_steps=True)
+    class TestCudaBatchNormAndDropout(AdapterContract):
+        def make(self):
+            torch.manual_seed(0)
+            model = nn.Sequential(
+                nn.Linear(6, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Dropout(0.3), nn.Linear(8, 3)
+            ).cuda()
+            optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9, foreach=True)
+            return fixture(model, optimizer, on_cuda(data()), random_steps=True)
 
 
 def test_layout_groups_follow_module_types():

@@ -12,6 +12,12 @@ from hybridcore.layout import Buckets, ParamGroup, ParamLayout
 __all__ = ["BucketStore"]
 
 Tensors = list[torch.Tensor]
+Memo = tuple[object, int, Tensors]
+
+_MEMO = "_hybridcore_parts"
+"""Attribute of a bucket: for which store, at which address, and its parts."""
+
+_UNKNOWN: Memo = (None, 0, [])
 
 
 class BucketStore:
@@ -84,17 +90,17 @@ class BucketStore:
 
     def fits(self, buckets: Buckets | None) -> bool:
         """Whether `buckets` can be written in place."""
-        return (
-            buckets is not None
-            and len(buckets) == len(self._devices)
-            and all(
-                isinstance(b, torch.Tensor)
-                and b.ndim == 1
-                and b.shape[0] == n
-                and b.dtype == torch.float32
-                and b.device == d
-                for b, n, d in zip(buckets, self.layout.bucket_sizes, self._devices, strict=True)
-            )
+        if buckets is None or len(buckets) != len(self._devices):
+            return False
+        if all(getattr(b, _MEMO, _UNKNOWN)[0] is self._token for b in buckets):
+            return True
+        return all(
+            isinstance(b, torch.Tensor)
+            and b.ndim == 1
+            and b.shape[0] == n
+            and b.dtype == torch.float32
+            and b.device == d
+            for b, n, d in zip(buckets, self.layout.bucket_sizes, self._devices, strict=True)
         )
 
     def accept(self, buckets: Buckets, where: str) -> Buckets:
@@ -127,14 +133,14 @@ class BucketStore:
         return [view for i, bucket in enumerate(buckets) for view in self._views(i, bucket)]
 
     def _views(self, index: int, bucket: torch.Tensor) -> Tensors:
-        memo: tuple[object, int, Tensors] | None = getattr(bucket, "_hybridcore_views", None)
-        if memo is not None and memo[0] is self._token and memo[1] == bucket.data_ptr():
+        memo: Memo = getattr(bucket, _MEMO, _UNKNOWN)
+        if memo[0] is self._token and memo[1] == bucket.data_ptr():
             return memo[2]
         shapes = [s for s, p in zip(self._shapes, self.layout.params, strict=True) if p.bucket == index]
         # Parts of the detached twin: parts of the bucket itself would keep it alive through their base.
         parts = torch.split_with_sizes(bucket.detach(), self._sizes[index])
         views = [p if s is None else p.view(s) for p, s in zip(parts, shapes, strict=True)]
-        bucket._hybridcore_views = (self._token, bucket.data_ptr(), views)  # type: ignore[attr-defined]
+        setattr(bucket, _MEMO, (self._token, bucket.data_ptr(), views))
         return views
 
     def read(self, out: Buckets | None = None) -> Buckets:
