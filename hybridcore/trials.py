@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from hybridcore.budget import Budget
 from hybridcore.config import HybridConfig, VerdictConfig
 from hybridcore.history import History
+from hybridcore.jumps import Jump
 from hybridcore.layout import Buckets
 from hybridcore.probes import PairedDifference, ProbeSet, paired_difference
 from hybridcore.protocols import Action, Adapter, Outcome, Snapshot, StepResult
