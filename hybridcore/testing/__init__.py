@@ -3,17 +3,31 @@
 from __future__ import annotations
 
 from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 _EXPORTS = {
     "AdapterContract": "hybridcore.testing.adapter_contract",
+    "AdapterFixture": "hybridcore.testing.adapter_contract",
     "Backend": "hybridcore.testing.backends",
     "PredictorContract": "hybridcore.testing.predictor_contract",
     "TrajectoryAdapter": "hybridcore.testing.trajectories",
     "synthetic_history": "hybridcore.testing.trajectories",
 }
 
-__all__ = ["AdapterContract", "Backend", "PredictorContract", "TrajectoryAdapter", "synthetic_history"]
+if TYPE_CHECKING:
+    from hybridcore.testing.adapter_contract import AdapterContract, AdapterFixture
+    from hybridcore.testing.backends import Backend
+    from hybridcore.testing.predictor_contract import PredictorContract
+    from hybridcore.testing.trajectories import TrajectoryAdapter, synthetic_history
+
+__all__ = [
+    "AdapterContract",
+    "AdapterFixture",
+    "Backend",
+    "PredictorContract",
+    "TrajectoryAdapter",
+    "synthetic_history",
+]
 
 
 def __getattr__(name: str) -> Any:
