@@ -291,13 +291,16 @@ class Engine:
         return StepResult(loss, backward_passes=0)
 
     def force_full(self, steps: int) -> None:
-        """Make the next `steps` batches Full (F8); a pending change is dropped."""
-        self._pending = None
+        """Make the next `steps` batches Full (F8); what is left of a pending change is dropped."""
+        left = self.phase
         self.machine.force_full(steps)
+        self._drop_pending("a Full block is forced")
+        self.events.emit(Event.PHASE_END, step=self.real_steps, phase=left.value)
         self._announce("a Full block is forced")
 
     def finish(self) -> dict[str, Any]:
         """Judge an open trial with what is known, and give the run's summary."""
+        self._drop_pending("the run is over")
         if self._trials.trial is not None:
             self._judge_trial()
         return self.summary()
@@ -403,7 +406,7 @@ class Engine:
             return None
         if self.real_steps < self.budget.resume_at:
             return f"paused until step {self.budget.resume_at}"
-        if not len(self.probes):
+        if not self.probes.complete:
             return "no probe examples yet"
         steps, seconds = self._trials.expected_cost(self.history.window)
         if not self.budget.allows(steps, seconds):
@@ -441,7 +444,8 @@ class Engine:
         before = None
         opened = False
         if self._trials.trial is None:
-            self._trials.open(action, self.real_steps, self.cost, self.predicted_steps)
+            trial = self._trials.open(action, self.real_steps, self.cost, self.predicted_steps)
+            trial.predictor = name
             opened = True
             self._limiter.measure_weights(self.adapter)
             tentative = self.config.probe.tentative and self.config.phases.predict_mode == "jump"
@@ -522,6 +526,23 @@ class Engine:
             cost=self.cost,
             reason=reason,
         )
+
+    def _drop_pending(self, reason: str) -> None:
+        """End a Predict phase of mode "step" early; a trial of which nothing was applied is no trial."""
+        if self._pending is None:
+            return
+        jump, steps, done = self._pending
+        self._pending = None
+        if done:
+            self._landed(
+                jump, f"{done} of {steps} shares applied: {reason}", share=done / steps, continuous=False
+            )
+            return
+        trial = self._trials.trial
+        if trial is not None:
+            trial.jumps -= 1
+            if trial.jumps == 0:
+                self._trials.close()
 
     def _why_stop(self, jump: Jump, steps: int, done: int, loss: float) -> str | None:
         if done >= steps:
