@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from hybridcore.config import BudgetConfig
@@ -12,7 +13,8 @@ __all__ = ["Budget"]
 class Budget:
     """Books costs and credit in step equivalents and in seconds.
 
-    Spending is allowed while ``spent <= share * total + credit_share * credit + grace`` holds in both units.
+    Spending is allowed while ``spent <= share * total + credit_share * credit + grace`` holds in both units
+    (in steps alone without ``count_seconds``). Every cost is either useful (`total`) or `spent`.
 
     Args:
         config: Shares and pauses.
@@ -42,9 +44,14 @@ class Budget:
         self.total_seconds += seconds
 
     def spend(self, steps: float, seconds: float) -> None:
-        """Book the cost of a probe, of steps lost in a failed trial, or of a restore."""
+        """Book the cost of a probe or of a restore."""
         self.spent_steps += steps
         self.spent_seconds += seconds
+
+    def lose(self, steps: float, seconds: float) -> None:
+        """Book useful cost as spent after all: the real steps of a failed trial."""
+        self.run(-steps, -seconds)
+        self.spend(steps, seconds)
 
     def earn(self, steps: float, seconds: float) -> None:
         """Book verified credit."""
@@ -54,12 +61,25 @@ class Budget:
     def allows(self, steps: float, seconds: float) -> bool:
         """Whether a further expense of this size stays inside the budget."""
         c = self._config
-        per_step = self.total_seconds / self.total_steps if self.total_steps else 0.0
         in_steps = c.share * self.total_steps + c.credit_share * self.credit_steps + c.grace_steps
+        if self.spent_steps + steps > in_steps:
+            return False
+        if not c.count_seconds:
+            return True
+        per_step = self.total_seconds / self.total_steps if self.total_steps > 0.0 else 0.0
         in_seconds = (
             c.share * self.total_seconds + c.credit_share * self.credit_seconds + c.grace_steps * per_step
         )
-        return self.spent_steps + steps <= in_steps and self.spent_seconds + seconds <= in_seconds
+        return self.spent_seconds + seconds <= in_seconds
+
+    def pause(self, failures: int) -> int:
+        """Real steps of pause after this many earlier failures in a row."""
+        c = self._config
+        try:
+            grown = c.backoff_steps * c.backoff_factor**failures
+        except OverflowError:
+            grown = math.inf if c.backoff_steps else 0.0
+        return int(min(grown, c.max_backoff_steps))
 
     def failed(self, step: int) -> int:
         """Book a failure at a real step; the pause doubles (by `backoff_factor`) with each in a row.
@@ -67,10 +87,8 @@ class Budget:
         Returns:
             Real step at which trying may resume.
         """
-        c = self._config
-        pause = min(c.backoff_steps * c.backoff_factor**self.failures, float(c.max_backoff_steps))
+        self.resume_at = step + self.pause(self.failures)
         self.failures += 1
-        self.resume_at = step + int(pause)
         return self.resume_at
 
     def succeeded(self) -> None:

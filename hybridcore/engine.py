@@ -142,14 +142,14 @@ class Engine:
 
         registry = registry or load_registry(config.plugins.load, config.plugins.block)
         controller = build_component(
-            registry.get("controllers", config.controller.name),
+            registry.get("controller", config.controller.name),
             config.controller.options.get(config.controller.name, {}),
             f"controller.{config.controller.name}",
         )
         names = dict.fromkeys([config.predictor.name, *getattr(controller, "portfolio", ())])
         predictors = {
             name: build_component(
-                registry.get("predictors", name),
+                registry.get("predictor", name),
                 config.predictor.options.get(name, {}),
                 f"predictor.{name}",
             )
@@ -389,9 +389,7 @@ class Engine:
         if self.history.active:
             if state.may_predict and self.real_steps - self._awake_since > lead:
                 self._idle += 1
-                c = self.config.budget
-                idle = min(c.backoff_steps * c.backoff_factor**self._idle, float(c.max_backoff_steps))
-                pause = int(idle)
+                pause = self.budget.pause(self._idle)
                 self.budget.resume_at = self.real_steps + pause
             if pause > lead or state.why_not == "the overhead budget is spent":
                 self.history.sleep()
@@ -408,7 +406,7 @@ class Engine:
         opened = False
         if self._trials.trial is None:
             cost = self.cost
-            self._trials.open(action, self.real_steps, cost, self.clock.elapsed())
+            self._trials.open(action, self.real_steps, cost)
             opened = True
             self._limiter.measure_weights(self.adapter)
             tentative = self.config.probe.tentative and self.config.phases.predict_mode == "jump"
@@ -469,6 +467,8 @@ class Engine:
             self.history.restart()
             self._awake_since = self.real_steps
         trial = self._trials.trial
+        if trial is not None:
+            trial.predicted += abs(jump.horizon) * share
         self.events.emit(
             Event.JUMP,
             step=self.real_steps,
@@ -542,7 +542,7 @@ class Engine:
         return False
 
     def _fail_trial(self, reason: str, verdict: Verdict | None) -> None:
-        trial: Trial = self._trials.undo(self.clock.elapsed())
+        trial: Trial = self._trials.undo()
         self._pending = None
         self.failed += 1
         self.rollbacks += 1

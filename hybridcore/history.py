@@ -27,7 +27,7 @@ def dot(a: Buckets, b: Buckets, xp: ModuleType) -> float:
 
 def norm(a: Buckets, xp: ModuleType) -> float:
     """Euclidean norm of buckets, as a Python float."""
-    return math.sqrt(sum(float(xp.linalg.vector_norm(x)) ** 2 for x in a))
+    return math.sqrt(dot(a, a, xp))
 
 
 class History:
@@ -73,7 +73,8 @@ class History:
             )
         self._reserved = reserved
         self.budget_bytes = int(config.memory_budget_mib * MIB)
-        self.windows = self._fit(config.windows)
+        self._wanted = config.windows
+        self.windows = self._fit(self._wanted)
         self.active = True
         self._adapter: Adapter | None = None
         self._recent: Buckets | None = None
@@ -93,8 +94,20 @@ class History:
         if "window-means" in self.needs:
             copies += 1 + windows
         if "straightness" in self.needs:
-            copies += 3
-        return copies
+            copies += 2
+        # Work space: a window mean, or a window end and its displacement, is made before the old one goes.
+        return copies + (2 if "straightness" in self.needs else 1)
+
+    def reserve(self, nbytes: int) -> None:
+        """Leave `nbytes` of the budget to others; the oldest windows go where they no longer fit.
+
+        Raises:
+            MemoryBudgetError: Not even two windows fit beside them.
+        """
+        if nbytes != self._reserved:
+            self._reserved = nbytes
+            self.windows = self._fit(self._wanted)
+            del self._means[: -self.windows]
 
     def _fit(self, wanted: int) -> int:
         for windows in range(wanted, 1, -1):
@@ -126,7 +139,9 @@ class History:
         """Copy the weights before a real step, if the last update is needed."""
         self._adapter = adapter
         if self.active and "last-update" in self.needs:
-            self._recent = adapter.read_params(self._recent)
+            # An update that was handed out belongs to whoever has it; everything else is reused.
+            reusable = None if self._recent_is == "update" else self._recent
+            self._recent = adapter.read_params(reusable)
             self._recent_is = "before"
 
     def after_step(self, adapter: Adapter) -> None:
@@ -143,11 +158,7 @@ class History:
                 self._end_window(adapter)
 
     def _add(self, adapter: Adapter) -> None:
-        if self._sum is None:
-            self._sum = adapter.read_params()
-            self._count = 1
-            return
-        if self._count == 0:
+        if self._sum is None or self._count == 0:
             self._sum = adapter.read_params(self._sum)
         else:
             self._sum = adapter.add_params(self._sum)
@@ -158,10 +169,8 @@ class History:
     def _close_window(self) -> None:
         assert self._sum is not None
         scale = 1.0 / self._count
-        mean = tuple(b * scale for b in self._sum)
-        self._means.append(mean)
-        if len(self._means) > self.windows:
-            del self._means[0]
+        del self._means[: max(0, len(self._means) + 1 - self.windows)]
+        self._means.append(tuple(b * scale for b in self._sum))
         self._count = 0
 
     def _end_window(self, adapter: Adapter) -> None:

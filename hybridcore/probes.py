@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -69,8 +70,8 @@ class ProbeSet:
     """Held-out batches and what it costs to read them.
 
     Args:
-        batches: The held-out batches; may be empty, then `remember` fills it.
-        limit: Batches used.
+        batches: The held-out batches, also an endless iterator; where empty, `remember` fills the set.
+        limit: Most batches used.
 
     Attributes:
         cost: Cost units spent on probes so far.
@@ -78,8 +79,8 @@ class ProbeSet:
     """
 
     def __init__(self, batches: Iterable[Any], limit: int) -> None:
-        self._batches: list[Any] = list(batches)[:limit]
-        self._limit = limit
+        self._batches: list[Any] = list(itertools.islice(batches, limit))
+        self._limit = limit if not self._batches else len(self._batches)
         self.cost = 0.0
         self.count = 0
         self._n_examples = 0
@@ -93,13 +94,13 @@ class ProbeSet:
         return tuple(self._batches)
 
     def remember(self, batch: Any) -> None:
-        """Keep a training batch where the host gave none, until the limit is reached."""
+        """Keep a training batch where the host gave no held-out ones, until the limit is reached."""
         if len(self._batches) < self._limit:
             self._batches.append(batch)
 
     @property
     def complete(self) -> bool:
-        """Whether there are as many batches as are used."""
+        """Whether there is nothing to remember: the host gave batches, or the limit is reached."""
         return len(self._batches) >= self._limit
 
     def evaluate(self, adapter: Adapter, weights: Buckets | None = None) -> NDArray[np.float64]:

@@ -142,11 +142,11 @@ class Statistics:
             return _squash((value - mean) / scale)
 
         last, before = losses[-16:], losses[-32:-16]
-        change = (float(last.mean()) - float(before.mean())) / scale if before.size else 0.0
+        former = float(before.mean()) if before.size else 0.0
+        change = (float(last.mean()) - former) / scale if before.size else 0.0
         span = max(abs(self.first_loss), 1e-300)
         g_mean, g_std = float(norms.mean()), float(norms.std())
         g_scale = max(g_mean, 1e-300)
-        count = max(len(moments), 1)
         m_scale = max(abs(moments.get("m_std", 0.0)) + abs(moments.get("m_mean", 0.0)), 1e-300)
         v_scale = max(abs(moments.get("v_std", 0.0)) + abs(moments.get("v_mean", 0.0)), 1e-300)
         values = (
@@ -156,7 +156,7 @@ class Statistics:
             z(float(losses.min())),
             z(float(losses.max())),
             _squash(change),
-            _squash(3.0 * (float(last.mean()) / float(before.mean()) - 1.0)) if before.size else 0.0,
+            _squash(3.0 * (float(last.mean()) / former - 1.0)) if former else 0.0,
             progress,
             _squash((float(norms[-1]) - g_mean) / max(g_std, 1e-12 * g_scale, 1e-300)),
             _squash(math.log(g_scale / max(float(norms[0]), 1e-300))) if norms[0] > 0 else 0.0,
@@ -166,7 +166,7 @@ class Statistics:
             _squash(math.log10(max(float(norms[-1]), 1e-300) / g_scale)),
             _squash(3.0 * (float(norms[-1]) / g_scale - 1.0)),
             _squash(g_std / max(math.sqrt(norms.size) * g_scale, 1e-300)),
-            moments.get("m_mean", 0.0) / m_scale if count else 0.0,
+            moments.get("m_mean", 0.0) / m_scale,
             _squash(math.log1p(moments.get("m_std", 0.0) / max(g_scale, 1e-300))),
             moments.get("v_mean", 0.0) / v_scale,
             _squash(math.log1p(math.sqrt(max(moments.get("v_std", 0.0), 0.0)) / max(g_scale, 1e-300))),

@@ -38,9 +38,10 @@ class Trial:
         statistics: State of the run's statistics at the opening, restored on failure.
         loss_level: Average loss at the opening.
         loss_deviation: Its mean absolute deviation.
-        seconds: Training seconds when it opened.
+        seconds: Seconds of real steps when it opened.
         cost: Cost units when it opened.
         jumps: Jumps applied so far.
+        predicted: Optimizer steps that they stand for, after all caps.
         real_steps: Real steps so far.
     """
 
@@ -57,6 +58,7 @@ class Trial:
     seconds: float
     cost: float
     jumps: int = 0
+    predicted: float = 0.0
     real_steps: int = 0
 
     def guard_limit(self, config: VerdictConfig) -> float:
@@ -144,15 +146,15 @@ class TrialKeeper:
         per_step = per_step if math.isfinite(per_step) else 0.0
         return probes * per_probe + settle, probes * self.seconds_per_probe + settle * per_step
 
-    def open(self, action: Action, step: int, cost: float, seconds: float) -> Trial:
+    def open(self, action: Action, step: int, cost: float) -> Trial:
         """Take the snapshot, and the reference curve where the verdict needs one.
 
         Args:
             action: The Predict action.
             step: Real steps so far.
             cost: Cost units so far, without what this call adds.
-            seconds: Training seconds so far.
         """
+        self._history.reserve(self._adapter.snapshot_nbytes())
         reference = self._reference(cost) if action.judge == "probe" else None
         self.trial = Trial(
             snapshot=self._adapter.snapshot(),
@@ -165,7 +167,7 @@ class TrialKeeper:
             statistics=self._statistics.state_dict(),
             loss_level=self._statistics.loss_ema(16),
             loss_deviation=self._statistics.loss_deviation,
-            seconds=seconds,
+            seconds=self._budget.total_seconds,
             cost=cost,
         )
         return self.trial
@@ -201,8 +203,7 @@ class TrialKeeper:
         mean, age = latest if latest is not None else (None, 0.0)
         losses = self.probe(mean)
         position = cost - age
-        predicted = trial.jumps * abs(trial.horizon)
-        verdict = judge(trial.reference, losses, position, predicted, self._config.verdict)
+        verdict = judge(trial.reference, losses, position, trial.predicted, self._config.verdict)
         self._point = (losses, position) if verdict.kept else None
         return verdict
 
@@ -213,13 +214,16 @@ class TrialKeeper:
         self.trial = None
         return trial
 
-    def undo(self, seconds: float) -> Trial:
+    def undo(self) -> Trial:
         """Restore the state before the open trial bit for bit, book its cost, and give it."""
         trial = self.close()
+        self._budget.lose(float(trial.real_steps), self._budget.total_seconds - trial.seconds)
+        start = time.perf_counter()
         self._adapter.restore(trial.snapshot)
+        self._adapter.synchronize()
+        self._budget.spend(0.0, time.perf_counter() - start)
         self._statistics.load_state_dict(trial.statistics)
         self._history.restart()
-        self._budget.spend(float(trial.real_steps), max(0.0, seconds - trial.seconds))
         self._point = None
         return trial
 

@@ -1,0 +1,10 @@
+"""``python -m hybridcore``: the command line."""
+
+from __future__ import annotations
+
+import sys
+
+from hybridcore.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,95 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from hybridcore.config import VerdictConfig
+from hybridcore.verdict import Reference, judge
+
+SPREAD = np.linspace(-0.5, 0.5, 11)
+"""Examples differ in level; the mean of these offsets is zero."""
+
+
+def line(slope, cost=100.0, level=2.0, spread=0.0):
+    """A curve that falls by `slope` per cost unit on every example."""
+    rate = -slope * np.ones(11) + spread * SPREAD
+    return Reference(level + SPREAD, rate, cost)
+
+
+@pytest.mark.parametrize("slope", [0.001, 0.01, 0.1])
+@pytest.mark.parametrize("steps", [1.0, 7.0, 20.0])
+def test_f82_gain_and_credit_on_a_curve_of_known_slope(slope, steps):
+    """A jump that saves `steps` steps ends as low, after 15 cost units, as the curve after 15 + steps."""
+    reference = line(slope)
+    achieved = 2.0 + SPREAD - slope * (15.0 + steps)
+    verdict = judge(reference, achieved, 115.0, 50.0, VerdictConfig())
+    assert verdict.kept
+    assert verdict.gain == pytest.approx(slope * steps)
+    assert verdict.error == pytest.approx(0.0, abs=1e-12)
+    assert verdict.credit_steps == pytest.approx(steps)
+
+
+def test_f82_credit_is_less_by_one_standard_error_of_the_paired_differences():
+    noise = 0.02 * np.random.default_rng(0).standard_normal(11)
+    noise -= noise.mean()
+    verdict = judge(line(0.01), 2.0 + SPREAD - 0.01 * 25.0 + noise, 115.0, 50.0, VerdictConfig())
+    error = np.sqrt((noise**2).sum() / 10) / np.sqrt(11)
+    assert verdict.gain == pytest.approx(0.1)
+    assert verdict.error == pytest.approx(error)
+    assert verdict.credit_steps == pytest.approx((0.1 - error) / 0.01)
+
+
+def test_f82_credit_is_bounded_by_the_steps_predicted():
+    verdict = judge(line(0.01), 2.0 + SPREAD - 0.01 * 100.0, 115.0, 30.0, VerdictConfig())
+    assert verdict.credit_steps == 30.0
+
+
+def test_f82_a_jump_that_costs_its_steps_and_gives_nothing_fails():
+    """Weights that stand still for 15 cost units lie above the curve, which fell meanwhile."""
+    verdict = judge(line(0.01), 2.0 + SPREAD, 115.0, 50.0, VerdictConfig())
+    assert not verdict.kept
+    assert verdict.gain == pytest.approx(-0.15)
+    assert verdict.credit_steps == 0.0
+
+
+@pytest.mark.parametrize("z", [0.5, 1.0, 3.0])
+@pytest.mark.parametrize(("times", "kept"), [(0.99, True), (1.01, False)])
+def test_f82_a_loss_within_the_noise_is_kept_without_credit(z, times, kept):
+    noise = np.random.default_rng(1).standard_normal(11)
+    noise = (noise - noise.mean()) / noise.std(ddof=1)
+    error = 0.03 / np.sqrt(11)
+    achieved = 2.0 + SPREAD - 0.15 + 0.03 * noise + times * z * error
+    verdict = judge(line(0.01), achieved, 115.0, 50.0, VerdictConfig(confidence_z=z))
+    assert verdict.error == pytest.approx(error)
+    assert verdict.kept is kept
+    assert verdict.credit_steps == 0.0
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_f82_a_non_finite_loss_fails(bad):
+    achieved = np.full(11, -5.0)
+    achieved[3] = bad
+    verdict = judge(line(0.01), achieved, 115.0, 50.0, VerdictConfig(confidence_z=1e9))
+    assert not verdict.kept
+    assert verdict.credit_steps == 0.0
+    assert "non-finite" in verdict.reason
+
+
+def test_f82_a_curve_that_rises_by_noise_is_no_excuse():
+    """The bar is then the level before the jump, not the rise continued."""
+    rising = Reference(2.0 + SPREAD, 0.01 * np.ones(11), 100.0)
+    assert rising.slope == 0.0
+    np.testing.assert_array_equal(rising.at(150.0), 2.0 + SPREAD)
+    assert not judge(rising, 2.0 + SPREAD + 0.1, 115.0, 50.0, VerdictConfig()).kept
+
+
+def test_f82_examples_may_fall_at_different_rates():
+    reference = line(0.01, spread=0.02)
+    np.testing.assert_allclose(reference.at(110.0), 2.0 + SPREAD + 10.0 * (-0.01 + 0.02 * SPREAD))
+    assert reference.slope == pytest.approx(-0.01)
+
+
+def test_f82_without_a_known_slope_any_sure_gain_counts_as_predicted():
+    flat = Reference(2.0 + SPREAD, None, 100.0)
+    assert judge(flat, 1.9 + SPREAD, 130.0, 12.0, VerdictConfig()).credit_steps == 12.0
+    assert not judge(flat, 2.1 + SPREAD, 130.0, 12.0, VerdictConfig()).kept
