@@ -38,7 +38,9 @@ def fixture(model, optimizer, batches, loss_fn=cross_entropy, random_steps=False
     named = [(plain_name(n), p) for n, p in unwrap(model).named_parameters()]
 
     def weights():
-        return {n: p.detach().double().numpy().copy() for n, p in named if p.requires_grad and id(p) in held}
+        return {
+            n: p.detach().double().cpu().numpy().copy() for n, p in named if p.requires_grad and id(p) in held
+        }
 
     inputs, labels = batches[0]
     other = mlp()[0]
@@ -208,6 +210,45 @@ class TestLBFGS(Base):
         model = self.model()
         optimizer = torch.optim.LBFGS(model.parameters(), lr=0.1, max_iter=4, line_search_fn="strong_wolfe")
         return fixture(model, optimizer, data())
+
+
+needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+
+
+def on_cuda(batches):
+    return [tuple(t.cuda() for t in batch) for batch in batches]
+
+
+@needs_cuda
+class TestCudaFusedAdamW(Base):
+    def make(self):
+        model = self.model().cuda()
+        return fixture(model, torch.optim.AdamW(model.parameters(), lr=1e-2, fused=True), on_cuda(data()))
+
+
+@needs_cuda
+class TestCudaCapturableFloat16Scaled(Base):
+    """Autocast and scaler; the learning rate and the step counts are tensors on the device."""
+
+    def make(self):
+        model = self.model().cuda()
+        rate = torch.tensor(1e-2, device="cuda")
+        optimizer = torch.optim.Adam(model.parameters(), lr=rate, capturable=True)
+        scaler = torch.amp.GradScaler("cuda", init_scale=128.0)
+        return fixture(
+            model, optimizer, on_cuda(data()), scaler=scaler, autocast=torch.float16, max_grad_norm=1.0
+        )
+
+
+@needs_cuda
+class TestCudaBatchNormAndDropout(AdapterContract):
+    def make(self):
+        torch.manual_seed(0)
+        model = nn.Sequential(
+            nn.Linear(6, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Dropout(0.3), nn.Linear(8, 3)
+        ).cuda()
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9, foreach=True)
+        return fixture(model, optimizer, on_cuda(data()), random_steps=True)
 
 
 def test_layout_groups_follow_module_types():

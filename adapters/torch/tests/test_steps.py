@@ -87,8 +87,9 @@ def test_accumulation_counts_its_forwards_and_needs_tensors():
 
     adapter = TorchAdapter(model, torch.optim.SGD(model.parameters(), lr=0.1), counting, accumulate=3)
     x, y = batch()
-    adapter.train_step({"x": x, "y": y, "note": "kept"})
+    result = adapter.train_step({"x": x, "y": y, "note": "kept"})
     assert sizes == [3, 3, 4]
+    assert result.backward_passes == 3
     with pytest.raises(BatchError, match="micro-batches"):
         adapter.train_step("no tensors")
 
@@ -241,7 +242,7 @@ def test_lbfgs_that_runs_into_nan_gives_the_weights_back():
     optimizer = torch.optim.LBFGS(model.parameters(), lr=10.0, max_iter=3)
     adapter = TorchAdapter(model, optimizer, loss_fn)
     result = adapter.train_step(torch.ones(1))
-    assert len(calls) > 1
+    assert result.backward_passes == len(calls) > 1
     assert result.skipped is True
     assert weight.item() == 0.5
     assert len(optimizer.state) == 0
@@ -345,3 +346,35 @@ def test_what_cannot_be_trained_is_refused():
     lazy = nn.LazyLinear(2)
     with pytest.raises(ModelError, match="cannot be trained by prediction"):
         TorchAdapter(lazy, torch.optim.SGD(lazy.parameters(), lr=0.1), squares)
+
+
+def test_parameters_with_new_memory_are_followed_and_moved_ones_refused():
+    model = net()
+    adapter = TorchAdapter(model, torch.optim.SGD(model.parameters(), lr=0.1), squares)
+    out = adapter.read_params()
+    for p in model.parameters():
+        p.data = torch.full_like(p, 2.0)
+    assert torch.equal(adapter.read_params(out)[0], torch.full((adapter.layout.total,), 2.0))
+    model[0].weight.data = model[0].weight.data.t().contiguous().t()  # no longer contiguous
+    model[0].weight.data[3, 1] = 7.0
+    spec = next(p for p in adapter.layout.params if p.name == "0.weight")
+    assert adapter.read_params(out)[0][spec.offset + 3 * 5 + 1] == 7.0
+    model.double()
+    with pytest.raises(ModelError, match="changed"):
+        adapter.read_params()
+
+
+def test_a_snapshot_in_use_is_never_overwritten():
+    """Its memory is used again only after nobody holds it."""
+    model = net()
+    adapter = TorchAdapter(model, torch.optim.Adam(model.parameters()), squares)
+    adapter.train_step(batch())
+    first = adapter.snapshot()
+    kept = [t.clone() for t in first.params]
+    for _ in range(3):
+        adapter.train_step(batch())
+        adapter.snapshot()
+    assert all(torch.equal(a, b) for a, b in zip(first.params, kept, strict=True))
+    address = first.params[0].data_ptr()
+    del first
+    assert adapter.snapshot().params[0].data_ptr() == address

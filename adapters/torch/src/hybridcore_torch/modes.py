@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 
-from hybridcore_torch.tensors import clone_all
+from hybridcore_torch.tensors import clone_all, copy_all
 
 __all__ = ["BufferGuard", "evaluation_mode", "fixed_randomness", "tracked_norms"]
 
@@ -103,7 +103,6 @@ class BufferGuard:
         owners = self._owners if self._watched is None else self._watched
         return [t for module, name in owners if (t := module._buffers[name]) is not None]
 
-    @torch.no_grad()
     def save(self) -> None:
         """Remember the buffers before a step."""
         if self._watched == []:
@@ -112,9 +111,8 @@ class BufferGuard:
         if len(current) != len(self._copies):
             self._copies = clone_all(current)
         else:
-            torch._foreach_copy_(self._copies, current)
+            copy_all(self._copies, current)
 
-    @torch.no_grad()
     def learn(self) -> None:
         """After the first whole forward: watch only the buffers that it changed."""
         if self._watched is not None:
@@ -128,8 +126,7 @@ class BufferGuard:
         self._watched = [owner for owner, _ in changed]
         self._copies = [copy for _, copy in changed]
 
-    @torch.no_grad()
     def undo(self) -> None:
         """Put the remembered values back."""
         if self._watched != []:
-            torch._foreach_copy_(self._current(), self._copies)
+            copy_all(self._current(), self._copies)

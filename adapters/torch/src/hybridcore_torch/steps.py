@@ -204,7 +204,7 @@ class StepRunner:
         return value, size
 
     def _on_before(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
-        if _overflowed(optimizer):
+        if self._told_to_skip(optimizer):
             return
         if not self._inside:
             if self._measure and not self.needs_closure:
@@ -218,15 +218,16 @@ class StepRunner:
             self.pending = False
             scale_velocity(optimizer)
 
+    def _told_to_skip(self, optimizer: torch.optim.Optimizer) -> bool:
+        """Whether a fused optimizer is being told by its scaler to leave the weights alone."""
+        if self._inside and self._measure:
+            return False  # the gradients were found finite; asking the device again would stall it
+        found = getattr(optimizer, "found_inf", None)
+        return found is not None and bool(found)
+
     def _on_after(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
-        if not _overflowed(optimizer):
+        if not self._told_to_skip(optimizer):
             self.real_steps += 1
-
-
-def _overflowed(optimizer: torch.optim.Optimizer) -> bool:
-    """Whether a fused optimizer is being told by its scaler to leave the weights alone."""
-    found = getattr(optimizer, "found_inf", None)
-    return found is not None and bool(found)
 
 
 @torch.no_grad()
