@@ -133,7 +133,7 @@ def start_times(repeats: int) -> dict[str, float]:
     commands = {
         "python": [sys.executable, "-c", "pass"],
         "import hybridcore": [sys.executable, "-c", "import hybridcore"],
-        "hybridcore --help": [sys.executable, "-c", "from hybridcore.cli import main; main()", "--help"],
+        "hybridcore --help": [sys.executable, "-m", "hybridcore", "--help"],
     }
     times: dict[str, float] = {}
     for name, command in commands.items():

@@ -20,6 +20,7 @@ PREDICTORS: tuple[str, ...] = (
 CONTROLLERS: tuple[str, ...] = (
     "hybridcore.controllers.threshold:Threshold",
     "hybridcore.controllers.fixed:Fixed",
+    "hybridcore.controllers.credit:Credit",
 )
 TASKS: tuple[str, ...] = (
     "hybridcore.tasks.quadratic:QuadraticTask",

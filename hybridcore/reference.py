@@ -104,7 +104,7 @@ class ReferenceAdapter:
         optimizer: What trains it.
 
     Raises:
-        ModelError: There are no parameters.
+        ModelError: There are no parameters, or the optimizer is unknown.
     """
 
     name = "numpy"
@@ -119,6 +119,14 @@ class ReferenceAdapter:
         if not self.params:
             raise ModelError(
                 "the model has no parameters", where="params", fix="pass at least one array of weights"
+            )
+        if optimizer.name not in {"sgd", "momentum", "adam", "adamw"}:
+            raise ModelError(
+                f"the NumPy adapter has no optimizer {optimizer.name!r}",
+                where="optimizer.name",
+                got=optimizer.name,
+                expected="'sgd', 'momentum', 'adam' or 'adamw'",
+                fix="choose one of these",
             )
         self.layout = ParamLayout.plan((n, v.shape, "float64", "cpu", None) for n, v in self.params.items())
         self._first: Params = {}
@@ -246,7 +254,7 @@ class ReferenceAdapter:
 
     def restore(self, snapshot: Any) -> None:
         """Put a snapshot back."""
-        params, first, second, self._steps, self._rescale, rng = snapshot
+        params, first, second, steps, rescale, rng = snapshot
         shapes = {n: v.shape for n, v in params.items()}
         if shapes != {n: v.shape for n, v in self.params.items()}:
             raise SnapshotError(
@@ -256,6 +264,7 @@ class ReferenceAdapter:
                 expected=str({n: v.shape for n, v in self.params.items()}),
                 fix="restore only snapshots taken from the same model",
             )
+        self._steps, self._rescale = steps, rescale
         for n, v in params.items():
             self.params[n][...] = v
         self._first = {n: v.copy() for n, v in first.items()}

@@ -205,3 +205,14 @@ def drive(engine, steps, batches=None):
         phases.append(engine.phase.value)
         results.append(engine.step(next(batches)))
     return phases, results
+
+
+def bits(value):
+    """A snapshot as something that is equal only bit for bit."""
+    if isinstance(value, np.ndarray):
+        return value.dtype.str, value.shape, value.tobytes()
+    if isinstance(value, dict):
+        return {k: bits(v) for k, v in value.items()}
+    if isinstance(value, tuple):
+        return tuple(map(bits, value))
+    return value

@@ -68,6 +68,8 @@ def test_figure_draws_the_recorded_curves_against_both_axes(comparison):
         drawn = [len(collection.get_segments()) for collection in axis.collections]
         kept = sum(v["kept"] for v in hybrid.verdicts)
         assert drawn == [len(hybrid.jumps), kept, len(hybrid.verdicts) - kept]
+    best = comparison.row("lr-x3")
+    assert f"best control lr-x3: {best.speedup_wall:.2f}x" in figure.get_suptitle()
     assert {t.get_text() for t in figure.legends[0].get_texts()} >= {"baseline", "hybrid", "lr-x3"}
 
 

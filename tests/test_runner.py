@@ -8,7 +8,8 @@ import attrs
 import pytest
 
 from hybridcore.arms import ARMS, base_rate, check_arm, plan_arm
-from hybridcore.configfile import load_config, load_preset, preset_names
+from hybridcore.components import check_config
+from hybridcore.configfile import load_config, load_preset, preset_data, preset_names
 from hybridcore.errors import ConfigError, TaskError
 from hybridcore.events import Event
 from hybridcore.records import read_run
@@ -138,6 +139,21 @@ def test_step_records_are_thinned(tmp_path, registry, configuration):
         config = configuration(metrics={"step_every": 10})
         run_task(config, arm=arm, out_dir=tmp_path / arm, registry=registry)
         assert [s["step"] for s in read_run(tmp_path / arm).steps] == [10, 20, 30, 40, 50, 60]
+
+
+@pytest.mark.parametrize("name", preset_names())
+def test_every_preset_names_what_is_registered(registry, name):
+    assert check_config(preset_data(name), registry) == load_preset(name)
+
+
+@pytest.mark.parametrize("task", ["logistic", "quadratic"])
+def test_task_by_registry_name_learns_in_every_arm(tmp_path, registry, configuration, task):
+    config = configuration(task={"name": task})
+    for arm in ("baseline", "hybrid", "lr-x2"):
+        result = run_task(config, arm=arm, out_dir=tmp_path / arm, registry=registry)
+        assert result.final_loss < result.evaluations[0].loss
+    rate = read_run(tmp_path / "lr-x2").start["config"]["task"]["learning_rate"]
+    assert rate == 2 * base_rate(config, registry)
 
 
 @pytest.mark.parametrize("name", preset_names())

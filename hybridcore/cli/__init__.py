@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from typing import NoReturn
 
-__all__ = ["main"]
+__all__ = ["execute", "main"]
 
 
-def main(tokens: Sequence[str] | None = None) -> int:
+def main() -> NoReturn:
+    """Run the command that the process was started with, and exit with its code."""
+    sys.exit(execute())
+
+
+def execute(tokens: Sequence[str] | None = None) -> int:
     """Run a command.
 
     Args:

@@ -11,6 +11,7 @@ __all__ = ["app"]
 app = App(
     name="hybridcore",
     version=__version__,
+    help_format="plaintext",
     help="Train with fewer backward passes: real steps, predicted weight changes, delayed verdicts.",
 )
 app.command("hybridcore.cli.run:run", name="run", help="Train one task and record it.")

@@ -21,7 +21,7 @@ _PLAIN_SECONDS = 10.0
 
 
 class Progress:
-    """Event listener that shows phase, loss, steps, avoided backward passes, credit and time left.
+    """Event listener that shows phase, losses, real and predicted steps, credit and time left.
 
     Args:
         console: Where it is shown.
@@ -39,20 +39,18 @@ class Progress:
         self._every = every if every is not None else _LIVE_SECONDS if self._live else _PLAIN_SECONDS
         self._shown = self._started = clock()
         self._loss = self._validation = math.nan
-        self._credit = self._avoided = 0.0
+        self._credit = self._predicted = 0.0
         self._reset({})
 
     def __call__(self, event: Event, payload: Mapping[str, Any]) -> None:
         """Hear one event."""
         if event is Event.REAL_STEP:
             self._step, self._loss = payload["step"], payload["loss"]
-            self._avoided = payload["predicted_steps"]
+            self._phase, self._predicted = str(payload["phase"]), payload["predicted_steps"]
             now = self._clock()
             if now - self._shown >= self._every:
                 self._shown = now
                 self._show(self.line())
-        elif event is Event.PHASE_START:
-            self._phase = str(payload["phase"])
         elif event is Event.VERDICT:
             self._credit += payload["credit_steps"] if payload["kept"] else 0.0
         elif event is Event.EVALUATION:
@@ -66,9 +64,8 @@ class Progress:
         self._label = f"{start.get('arm', '')} seed {start.get('seed', 0)}"
         self._steps = int(start.get("config", {}).get("run", {}).get("steps", 0))
         self._started = self._shown = self._clock()
-        self._step, self._avoided, self._credit = 0, 0.0, 0.0
+        self._step, self._predicted, self._credit, self._phase = 0, 0.0, 0.0, "start"
         self._loss = self._validation = math.nan
-        self._phase = "full" if start.get("arm") == "baseline" else "warmup"
 
     def line(self) -> str:
         """What is shown now."""
@@ -79,7 +76,7 @@ class Progress:
                 self._phase,
                 f"loss {self._loss:.4g}",
                 f"validation {self._validation:.4g}",
-                f"avoided {self._avoided:.0f} backward passes",
+                f"predicted {self._predicted:.0f} steps without a backward pass",
                 f"credit {self._credit:.0f} steps",
                 self._time(),
             )

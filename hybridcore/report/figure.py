@@ -68,7 +68,7 @@ def draw(comparison: Comparison) -> Any:
     grid[0][0].set_ylabel("validation loss")
     handles, labels = grid[0][0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=min(len(labels), 6), frameon=False)
-    figure.suptitle(_title(comparison), fontsize=12)
+    figure.suptitle(_title(comparison), fontsize=11)
     return figure
 
 
@@ -181,9 +181,16 @@ def _title(comparison: Comparison) -> str:
     hybrid = next((row for row in comparison.rows if row.arm == "hybrid"), None)
     if hybrid is not None and not math.isnan(hybrid.speedup_wall):
         parts.append(
-            f"hybrid reaches the target {hybrid.speedup_wall:.2f}x as fast in time, "
-            f"{hybrid.speedup_cost:.2f}x in cost"
+            f"hybrid to target: {hybrid.speedup_wall:.2f}x in time, {hybrid.speedup_cost:.2f}x in cost"
             if hybrid.speedup_cost > 0
             else "hybrid misses the target"
         )
-    return " · ".join(part for part in parts if part)
+    controls = [row for row in comparison.rows if row.arm not in ("baseline", "hybrid")]
+    best = max(controls, key=lambda row: row.speedup_wall, default=None)
+    if best is not None and best.speedup_wall > 0:
+        parts.append(f"best control {best.arm}: {best.speedup_wall:.2f}x, {best.speedup_cost:.2f}x")
+    lowest = min((record.seed for record in comparison.records), default=0)
+    note = f"event rows: hybrid run of seed {lowest}"
+    if seeds > 1:
+        note = f"thick: seed {lowest}, thin: other seeds; {note}; speed-ups: medians over seeds"
+    return " · ".join(part for part in parts if part) + "\n" + note

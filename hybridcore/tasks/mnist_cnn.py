@@ -29,7 +29,7 @@ class MnistCnnOptions(TrainingOptions):
     optimizer: str = attrs.field(default="adam", validator=choice("sgd", "momentum", "adam", "adamw"))
     learning_rate: float = attrs.field(default=1e-3, validator=between(0.0, low_open=True))
     batch_size: int = attrs.field(default=64, validator=between(2))
-    filters: int = attrs.field(default=16, validator=between(1))
+    filters: int = attrs.field(default=8, validator=between(1))
     dropout: float = attrs.field(default=0.0, validator=between(0.0, 1.0, high_open=True))
 
 
@@ -43,7 +43,7 @@ class MnistCnn(BuiltinTask):
 
     Example:
         >>> MnistCnn(MnistCnn.Config()).problem(seed=0).weights["convolutions.1.weight"].shape
-        (32, 16, 3, 3)
+        (16, 8, 3, 3)
     """
 
     name: ClassVar[str] = "mnist-cnn"
