@@ -140,7 +140,9 @@ def test_hybridize_takes_five_lines_and_wraps_nothing(tmp_path):
     """F58: with a configuration object, with a file, and with none."""
     file = tmp_path / "hybrid.toml"
     file.write_text("[phases]\nwarmup_steps = 7\n")
-    for config, warmup in ((None, 40), (file, 7), (HybridConfig(phases=PhasesConfig(warmup_steps=3)), 3)):
+    default = HybridConfig().phases.warmup_steps
+    own = HybridConfig(phases=PhasesConfig(warmup_steps=3))
+    for config, warmup in ((None, default), (file, 7), (own, 3)):
         model = net()
         optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
         heard, kinds = [], (type(model), type(optimizer))
