@@ -39,7 +39,7 @@ class Trial:
         loss_level: Average loss at the opening.
         loss_deviation: Its mean absolute deviation.
         seconds: Seconds of real steps when it opened.
-        cost: Cost units when it opened.
+        progress: Real steps at which the reference's losses were current; probes do not count.
         jumps: Jumps applied so far.
         predicted: Optimizer steps that they stand for, after all caps.
         real_steps: Real steps so far.
@@ -56,7 +56,7 @@ class Trial:
     loss_level: float
     loss_deviation: float
     seconds: float
-    cost: float
+    progress: float
     jumps: int = 0
     predicted: float = 0.0
     real_steps: int = 0
@@ -155,7 +155,7 @@ class TrialKeeper:
             cost: Cost units so far, without what this call adds.
         """
         self._history.reserve(self._adapter.snapshot_nbytes())
-        reference = self._reference(cost) if action.judge == "probe" else None
+        reference, progress = self._reference(cost) if action.judge == "probe" else (None, cost - self.cost)
         self.trial = Trial(
             snapshot=self._adapter.snapshot(),
             step=step,
@@ -168,7 +168,7 @@ class TrialKeeper:
             loss_level=self._statistics.loss_ema(16),
             loss_deviation=self._statistics.loss_deviation,
             seconds=self._budget.total_seconds,
-            cost=cost,
+            progress=progress,
         )
         return self.trial
 
@@ -198,13 +198,14 @@ class TrialKeeper:
         trial = self.trial
         assert trial is not None
         if trial.reference is None:
+            self._point = None  # A slope across the jump would credit the jump to the steps.
             return None
         latest = self._history.latest_mean()
         mean, age = latest if latest is not None else (None, 0.0)
+        position, progress = cost - age, cost - self.cost - age
         losses = self.probe(mean)
-        position = cost - age
         verdict = judge(trial.reference, losses, position, trial.predicted, self._config.verdict)
-        self._point = (losses, position) if verdict.kept else None
+        self._point = (losses, progress) if verdict.kept else None
         return verdict
 
     def close(self) -> Trial:
@@ -224,7 +225,9 @@ class TrialKeeper:
         self._budget.spend(0.0, time.perf_counter() - start)
         self._statistics.load_state_dict(trial.statistics)
         self._history.restart()
-        self._point = None
+        # The curve goes on from where it was; the steps of the trial were no progress.
+        known = trial.reference
+        self._point = (known.losses, trial.progress + trial.real_steps) if known is not None else None
         return trial
 
     def compare(self, before: NDArray[np.float64]) -> tuple[PairedDifference, str | None]:
@@ -257,18 +260,18 @@ class TrialKeeper:
         if examples > 0:
             self._examples = examples
 
-    def _reference(self, cost: float) -> Reference:
+    def _reference(self, cost: float) -> tuple[Reference, float]:
+        """The curve now and its position in real steps; its slope is per real step, probes left out."""
         means = self._history.window_means
         latest = self._history.latest_mean()
-        if latest is None:
-            return Reference(self.probe(None), self._rate, cost)
-        mean, age = latest
-        losses, position = self.probe(mean), cost - age
+        mean, age = latest if latest is not None else (None, 0.0)
+        progress = cost - self.cost - age
+        losses = self.probe(mean)
         earlier = self._point
-        if earlier is None or position - earlier[1] < 0.5 * self._history.window:
+        if earlier is None or progress - earlier[1] < 0.5 * self._history.window:
             earlier = None
             if len(means) >= 2 and mean is means[-1]:
-                earlier = (self.probe(means[-2]), position - self._history.window)
+                earlier = (self.probe(means[-2]), progress - self._history.window)
         if earlier is not None:
-            self._rate = (losses - earlier[0]) / (position - earlier[1])
-        return Reference(losses, self._rate, position)
+            self._rate = (losses - earlier[0]) / (progress - earlier[1])
+        return Reference(losses, self._rate, cost - age), progress
