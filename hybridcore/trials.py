@@ -41,7 +41,8 @@ class Trial:
         loss_level: Average loss at the opening.
         loss_deviation: Its mean absolute deviation.
         seconds: Seconds of real steps when it opened.
-        cost: Cost units when it opened.
+        progress: Real steps at which the reference's losses were current; probes do not count.
+        covered: Optimizer steps predicted before it opened.
         continuous: The jumps follow each real step.
         reach: State of the reach at the opening.
         previous: The continuous trial that ended where this one began, or None.
@@ -62,7 +63,8 @@ class Trial:
     loss_level: float
     loss_deviation: float
     seconds: float
-    cost: float
+    progress: float
+    covered: float = 0.0
     continuous: bool = False
     reach: dict[str, Any] | None = None
     previous: Trial | None = None
@@ -170,7 +172,9 @@ class TrialKeeper:
         """
         previous = self._previous if action.continuous and self._contiguous(step) else None
         self._history.reserve(self._adapter.snapshot_nbytes() * (2 if action.continuous else 1))
-        reference = self._reference(cost, predicted) if action.judge == "probe" else None
+        reference, progress = None, cost - self.cost
+        if action.judge == "probe":
+            reference, progress = self._reference(cost, predicted)
         self.trial = Trial(
             snapshot=self._adapter.snapshot(),
             step=step,
@@ -183,7 +187,8 @@ class TrialKeeper:
             loss_level=self._statistics.loss_ema(16),
             loss_deviation=self._statistics.loss_deviation,
             seconds=self._budget.total_seconds,
-            cost=cost,
+            progress=progress,
+            covered=predicted,
             continuous=action.continuous,
             reach=self._reach.state_dict() if self._reach is not None else None,
             previous=previous,
@@ -222,15 +227,17 @@ class TrialKeeper:
         trial = self.trial
         assert trial is not None
         if trial.reference is None:
+            if not trial.continuous:
+                self._point = None  # A slope across the jump would credit the jump to the steps.
             return None
         latest = self._history.latest_mean()
         mean, age = latest if latest is not None else (None, 0.0)
+        position, progress = cost - age, cost - self.cost - age
         losses = self.probe(mean)
-        position = cost - age
         verdict = judge(trial.reference, losses, position, trial.predicted, self._config.verdict)
         pace = 1.0 + trial.predicted / max(trial.real_steps, 1)
         covered = predicted - age * (pace - 1.0 if trial.continuous else 0.0)
-        self._point = (losses, position, covered) if verdict.kept else None
+        self._point = (losses, progress, covered) if verdict.kept else None
         return verdict
 
     def close(self) -> Trial:
@@ -267,7 +274,11 @@ class TrialKeeper:
         if self._reach is not None and origin.reach is not None:
             self._reach.forget_distance(origin.reach)
         self._history.restart()
+        # The curve goes on from where it was; the steps of the trial were no progress.
+        known = origin.reference
         self._point = None
+        if known is not None:
+            self._point = (known.losses, origin.progress + steps, trial.covered + trial.predicted)
         return trial, origin
 
     def compare(self, before: NDArray[np.float64]) -> tuple[PairedDifference, str | None]:
@@ -300,23 +311,22 @@ class TrialKeeper:
         if examples > 0:
             self._examples = examples
 
-    def _reference(self, cost: float, predicted: float) -> Reference:
-        """The curve before a jump, per real step of the user's own optimizer.
+    def _reference(self, cost: float, predicted: float) -> tuple[Reference, float]:
+        """The curve now and its position in real steps; its slope is per step, probes left out.
 
         Where jumps happened between its two points, the progress is shared among real and predicted steps.
         """
         means = self._history.window_means
         latest = self._history.latest_mean()
-        if latest is None:
-            return Reference(self.probe(None), self._rate, cost)
-        mean, age = latest
-        losses, position = self.probe(mean), cost - age
+        mean, age = latest if latest is not None else (None, 0.0)
+        progress = cost - self.cost - age
+        losses = self.probe(mean)
         earlier = self._point
-        if earlier is None or position - earlier[1] < 0.5 * self._history.window:
+        if earlier is None or progress - earlier[1] < 0.5 * self._history.window:
             earlier = None
             if len(means) >= 2 and mean is means[-1]:
-                earlier = (self.probe(means[-2]), position - self._history.window, predicted)
+                earlier = (self.probe(means[-2]), progress - self._history.window, predicted)
         if earlier is not None:
-            steps = position - earlier[1] + max(0.0, predicted - earlier[2])
+            steps = progress - earlier[1] + max(0.0, predicted - earlier[2])
             self._rate = (losses - earlier[0]) / steps
-        return Reference(losses, self._rate, position)
+        return Reference(losses, self._rate, cost - age), progress

@@ -230,6 +230,42 @@ def test_f82_the_verdict_compares_window_averaged_weights_at_equal_cost():
     )
 
 
+def test_f82_the_slope_is_measured_anew_after_a_rollback():
+    """A slope from the steep start would fail every later trial of a curve that has flattened since."""
+    adapter = bowl(size=1, condition=1.0, optimizer=OptimizerSpec("sgd", 0.02))
+    config = configure(probe={"tentative": False}, verdict={"guard_z": 1e6, "guard_factor": 1e6}, **UPHILL)
+    backward = Proposes(lambda h, z: ((0.05 * (adapter.params["w"] - adapter.optimum)).astype(np.float32),))
+    script = Scripted(full(8), predict(settle=4), correct(4), predict(settle=4), correct(4))
+    engine, recorder = build(adapter, config, script, backward, probes=[None])
+    drive(engine, 12)
+    gap = float((adapter.params["w"] - adapter.optimum)[0]) / 1.05
+    drive(engine, 8)
+    assert len(recorder.named("rollback")) == 1
+    reference = engine._trials.trial.reference
+    # Means of four steps fall by r^8 from one window to the next; the lost steps are no part of it.
+    r = 0.98
+    at = lambda k: 0.5 * (np.mean([r**j for j in range(k - 3, k + 1)]) * gap) ** 2  # noqa: E731
+    assert reference.losses[0] == pytest.approx(at(4), rel=1e-5)
+    assert reference.slope == pytest.approx((at(4) - at(0)) / 4, rel=1e-4)
+
+
+def test_f82_the_slope_is_per_real_step_whatever_probes_cost():
+    """A probe set as large as ten steps does not make the curve before a jump look ten times flatter."""
+    adapter = bowl(size=1, condition=1.0)
+    script = Scripted(
+        full(8), predict(40.0, settle=4), correct(4), full(4), predict(1.0, settle=4), correct(4)
+    )
+    config = configure(probe={"tentative": False, "batches": 30}, **UPHILL)
+    engine, recorder = build(adapter, config, script, LastUpdate(), probes=[None] * 30)
+    drive(engine, 16)
+    after = float((adapter.params["w"] - adapter.optimum)[0])
+    drive(engine, 4)
+    assert recorder.named("probe")[0]["cost"] == pytest.approx(10.0)
+    slope = engine._trials.trial.reference.slope
+    at = lambda k: 0.5 * (np.mean([0.99**j for j in range(k - 3, k + 1)]) * after) ** 2  # noqa: E731
+    assert slope == pytest.approx((at(4) - at(0)) / 4, rel=1e-4)
+
+
 def test_f82_credit_is_bounded_by_what_the_caps_left_of_the_horizon():
     adapter = bowl(condition=2.0)
     config = configure(groups={"max_relative_jump": 0.02}, probe={"tentative": False})
