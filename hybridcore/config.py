@@ -110,8 +110,8 @@ class PhasesConfig:
             forward pass; 0 measures none.
     """
 
-    warmup_steps: int = attrs.field(default=40, validator=between(0))
-    full_steps: int = attrs.field(default=20, validator=between(1))
+    warmup_steps: int = attrs.field(default=10, validator=between(0))
+    full_steps: int = attrs.field(default=10, validator=between(1))
     max_consecutive_predicts: int = attrs.field(default=5, validator=between(1))
     predict_mode: str = attrs.field(default="jump", validator=choice("jump", "step"))
     predict_steps: int = attrs.field(default=5, validator=between(1))

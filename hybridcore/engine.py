@@ -29,8 +29,9 @@ from hybridcore.protocols import (
     StepRecord,
     StepResult,
 )
+from hybridcore.reach import Reach
 from hybridcore.state import EngineState, Statistics
-from hybridcore.trials import Trial, TrialKeeper
+from hybridcore.trials import TrialKeeper
 from hybridcore.verdict import Verdict
 
 if TYPE_CHECKING:
@@ -99,8 +100,16 @@ class Engine:
         streams = np.random.SeedSequence(config.run.seed).spawn(len(self.predictors))
         for predictor, stream in zip(self.predictors.values(), streams, strict=True):
             predictor.reset(adapter.layout, np.random.default_rng(stream))
+        self.reach = Reach(adapter.xp) if "reach" in self.history.needs else None
         self._trials = TrialKeeper(
-            adapter, config, self.history, self.statistics, self.probes, self.budget, self._on_probe
+            adapter,
+            config,
+            self.history,
+            self.statistics,
+            self.probes,
+            self.budget,
+            self.reach,
+            self._on_probe,
         )
         self._pending: tuple[Jump, int, int] | None = None
         self._started = 0.0
@@ -142,14 +151,14 @@ class Engine:
 
         registry = registry or load_registry(config.plugins.load, config.plugins.block)
         controller = build_component(
-            registry.get("controllers", config.controller.name),
+            registry.get("controller", config.controller.name),
             config.controller.options.get(config.controller.name, {}),
             f"controller.{config.controller.name}",
         )
         names = dict.fromkeys([config.predictor.name, *getattr(controller, "portfolio", ())])
         predictors = {
             name: build_component(
-                registry.get("predictors", name),
+                registry.get("predictor", name),
                 config.predictor.options.get(name, {}),
                 f"predictor.{name}",
             )
@@ -193,6 +202,8 @@ class Engine:
     def before_step(self) -> None:
         """Tell the engine that a real step is about to change the weights."""
         self._started = time.perf_counter()
+        if self.reach is not None and self.real_steps == 0:
+            self.reach.start(self.adapter)
         self.history.before_step(self.adapter)
 
     def after_step(self, result: StepResult) -> None:
@@ -221,11 +232,20 @@ class Engine:
             for predictor in self.predictors.values():
                 predictor.observe(record)
             self.history.after_step(self.adapter)
+            self._measure_reach()
             if self.real_steps % self.config.metrics.step_every == 0:
                 self._emit_step(record)
         rolled_back = self._trials.trial is not None and self._advance_trial(result)
         if not rolled_back and self.machine.tick():
             self._boundary()
+
+    def _measure_reach(self) -> None:
+        if self.reach is None or not self.history.has_update:
+            return
+        if self.reach.due(self.real_steps):
+            self.reach.sample(self.real_steps, self.history, self.adapter)
+        elif self.reach.due(self.real_steps + 1):
+            self.history.last_update()  # the next sample needs this step's update too
 
     def predicted_step(self, batch: Any = None) -> StepResult:
         """Apply one share of the pending change; consumes a batch, takes no backward pass (F21).
@@ -325,14 +345,22 @@ class Engine:
             if phase is Phase.PREDICT:
                 self._predict(action)
             elif phase is action.phase:
-                self._enter(phase, max(1, action.length), action.reason)
-                self._rest(state)
+                quiet = phase is Phase.CORRECT and self._in_continuous_trial
+                self._enter(phase, max(1, action.length), action.reason, quiet=quiet)
+                self._rest(state, action)
             else:
                 self._enter(phase, self.config.phases.full_steps, rule or action.reason)
 
-    def _enter(self, phase: Phase, length: int, reason: str) -> None:
+    @property
+    def _in_continuous_trial(self) -> bool:
+        trial = self._trials.trial
+        return trial is not None and trial.continuous and trial.jumps > 1
+
+    def _enter(self, phase: Phase, length: int, reason: str, *, quiet: bool = False) -> None:
         left = self.machine.phase
         self.machine.enter(phase, length)
+        if quiet:
+            return
         self.events.emit(Event.PHASE_END, step=self.real_steps, phase=left.value)
         self._announce(reason)
 
@@ -361,6 +389,8 @@ class Engine:
             why_not=why_not,
             confidence=confidence,
             straightness=straightness,
+            reach=self.reach.horizon if self.reach is not None else math.nan,
+            next_sample=self.reach.next_sample if self.reach is not None else 0,
             trial_steps_left=self._trials.steps_left,
             learning_rate=self.statistics.learning_rate,
             peak_learning_rate=self.statistics.peak_learning_rate,
@@ -383,8 +413,14 @@ class Engine:
             return "the overhead budget is spent"
         return None
 
-    def _rest(self, state: EngineState) -> None:
+    def _rest(self, state: EngineState, action: Action) -> None:
         """Sleep while nothing can be predicted; the history wakes early enough to be ready again."""
+        if action.observe is not None:
+            if action.observe and not self.history.active:
+                self.history.wake()
+            elif self.history.active and not action.observe:
+                self.history.sleep(keep_buffers=True)
+            return
         lead = 3 * self.history.window + self.config.phases.full_steps
         if self.phase is not Phase.FULL or self._trials.trial is not None:
             return
@@ -408,8 +444,8 @@ class Engine:
         before = None
         opened = False
         if self._trials.trial is None:
-            cost = self.cost
-            self._trials.open(action, self.real_steps, cost).predictor = name
+            trial = self._trials.open(action, self.real_steps, self.cost, self.predicted_steps)
+            trial.predictor = name
             opened = True
             self._limiter.measure_weights(self.adapter)
             tentative = self.config.probe.tentative and self.config.phases.predict_mode == "jump"
@@ -437,7 +473,7 @@ class Engine:
                 self._trials.close()
                 self._refuse(name, action.horizon, worse)
                 return
-        self._enter(Phase.PREDICT, 0, action.reason)
+        self._enter(Phase.PREDICT, 0, action.reason, quiet=self._in_continuous_trial)
         self.predicted_steps += jump.horizon
         self._landed(jump, action.reason, share=1.0, continuous=action.continuous)
 
@@ -455,7 +491,13 @@ class Engine:
             return None, f"predictor {name!r} is not ready"
         try:
             prediction = predictor.predict(self.history, horizon, self.adapter.xp)
-            return self._limiter.limit(prediction, self.adapter), None
+            trial = self._trials.trial
+            if trial is not None and trial.continuous and trial.first_jump is not None:
+                return self._limiter.repeat(prediction, trial.first_jump), None
+            jump = self._limiter.limit(prediction, self.adapter)
+            if trial is not None:
+                trial.first_jump = jump
+            return jump, None
         except HybridCoreError as error:
             logger.warning("predictor %r refused: %s", name, error)
             return None, f"predictor {name!r}: {error.what}"
@@ -538,7 +580,7 @@ class Engine:
         return False
 
     def _judge_trial(self) -> bool:
-        verdict = self._trials.verdict(self.cost)
+        verdict = self._trials.verdict(self.cost, self.predicted_steps)
         if verdict is not None and not verdict.kept:
             self._fail_trial(verdict.reason, verdict)
             return True
@@ -562,13 +604,13 @@ class Engine:
         return False
 
     def _fail_trial(self, reason: str, verdict: Verdict | None) -> None:
-        trial: Trial = self._trials.undo()
+        trial, origin = self._trials.undo()
         self._pending = None
         self.failed += 1
         self.rollbacks += 1
         resume = self.budget.failed(self.real_steps)
         self._tell(trial.outcome(kept=False, reason=reason, straightness=math.nan, verdict=verdict))
-        self.events.emit(Event.ROLLBACK, step=self.real_steps, to_step=trial.step, reason=reason)
+        self.events.emit(Event.ROLLBACK, step=self.real_steps, to_step=origin.step, reason=reason)
         self._enter(Phase.FULL, self.config.phases.full_steps, f"rolled back; next try at step {resume}")
 
     def _tell(self, outcome: Outcome) -> None:

@@ -14,7 +14,7 @@ from hybridcore.protocols import Adapter
 
 __all__ = ["NEEDS", "History", "dot", "norm"]
 
-NEEDS = frozenset({"last-update", "window-means", "straightness"})
+NEEDS = frozenset({"last-update", "window-means", "straightness", "reach"})
 """Words that a component's ``needs`` may hold."""
 
 MIB = 2**20
@@ -79,6 +79,8 @@ class History:
         self._adapter: Adapter | None = None
         self._recent: Buckets | None = None
         self._recent_is: str = "nothing"
+        self._older: Buckets | None = None
+        self._older_is_update = False
         self._sum: Buckets | None = None
         self._count = 0
         self._means: list[Buckets] = []
@@ -91,6 +93,8 @@ class History:
         copies = 0
         if "last-update" in self.needs:
             copies += 1
+        if "reach" in self.needs:  # the update before, and where the path began
+            copies += 2
         if "window-means" in self.needs:
             copies += 1 + windows
         if "straightness" in self.needs:
@@ -131,7 +135,13 @@ class History:
 
     def bytes_in_use(self) -> int:
         """Bytes of all arrays held now."""
-        held: list[Buckets | None] = [self._recent, self._sum, self._last_end, self._displacement]
+        held: list[Buckets | None] = [
+            self._recent,
+            self._older,
+            self._sum,
+            self._last_end,
+            self._displacement,
+        ]
         held += self._means
         return sum(4 * int(b.shape[0]) for buckets in held if buckets is not None for b in buckets)
 
@@ -139,14 +149,16 @@ class History:
         """Copy the weights before a real step, if the last update is needed."""
         self._adapter = adapter
         if self.active and "last-update" in self.needs:
-            # An update that was handed out belongs to whoever has it; everything else is reused.
-            reusable = None if self._recent_is == "update" else self._recent
-            self._recent = adapter.read_params(reusable)
+            if "reach" in self.needs:
+                self._recent, self._older = self._older, self._recent
+                self._older_is_update = self._recent_is == "update"
+            self._recent = adapter.read_params(self._recent)
             self._recent_is = "before"
 
     def after_step(self, adapter: Adapter) -> None:
         """Take in the weights after a real step."""
         if not self.active:
+            self._recent_is = "nothing"
             return
         if self._recent_is == "before":
             self._recent_is = "before a step"
@@ -200,7 +212,7 @@ class History:
         return tuple(self._means)
 
     def last_update(self) -> Buckets:
-        """Weights after the last real step minus those before it.
+        """Weights after the last real step minus those before it; valid until the next real step.
 
         Raises:
             PredictionError: No real step was seen since the last jump or restore.
@@ -216,6 +228,11 @@ class History:
             self._recent = self._adapter.add_params(self._recent, 1.0, -1.0)
             self._recent_is = "update"
         return self._recent
+
+    def updates(self) -> tuple[Buckets, Buckets | None]:
+        """The last update, and the one of the real step right before it where both were seen."""
+        update = self.last_update()
+        return update, self._older if self._older_is_update else None
 
     def current(self) -> Buckets:
         """Copy of the current weights.
@@ -275,16 +292,23 @@ class History:
         self._means.clear()
         self._count = 0
         self._recent_is = "nothing"
+        self._older_is_update = False
         self._end_count = 0
         self._last_end = self._displacement = None
         if not keep_straightness:
             self._straightness = math.nan
 
-    def sleep(self) -> None:
-        """Stop observing and release the arrays; `wake` starts anew."""
+    def sleep(self, *, keep_buffers: bool = False) -> None:
+        """Stop observing; `wake` starts anew.
+
+        Args:
+            keep_buffers: Keep the arrays for reuse, for pauses of a few steps.
+        """
         self.active = False
         self.restart(keep_straightness=True)
-        self._recent = self._sum = None
+        if keep_buffers:
+            return
+        self._recent = self._older = self._sum = None
 
     def wake(self) -> None:
         """Observe again."""

@@ -6,9 +6,19 @@ from typing import Any
 
 import pluggy
 
-__all__ = ["hookimpl", "hookspec"]
+__all__ = [
+    "HOOKS",
+    "PROJECT",
+    "hookimpl",
+    "hookspec",
+    "hybridcore_controllers",
+    "hybridcore_predictors",
+    "hybridcore_tasks",
+    "hybridcore_trackers",
+]
 
 PROJECT = "hybridcore"
+"""Name of the pluggy project, of the entry-point group and prefix of every hook."""
 
 hookspec = pluggy.HookspecMarker(PROJECT)
 hookimpl = pluggy.HookimplMarker(PROJECT)
@@ -17,22 +27,31 @@ hookimpl = pluggy.HookimplMarker(PROJECT)
 @hookspec
 def hybridcore_predictors() -> list[type[Any]]:
     """Return predictor classes."""
-    raise AssertionError
+    raise AssertionError("a specification is never called")
 
 
 @hookspec
 def hybridcore_controllers() -> list[type[Any]]:
     """Return controller classes."""
-    raise AssertionError
+    raise AssertionError("a specification is never called")
 
 
 @hookspec
 def hybridcore_tasks() -> list[type[Any]]:
     """Return task classes."""
-    raise AssertionError
+    raise AssertionError("a specification is never called")
 
 
 @hookspec
 def hybridcore_trackers() -> list[type[Any]]:
     """Return tracker classes."""
-    raise AssertionError
+    raise AssertionError("a specification is never called")
+
+
+HOOKS = {
+    "hybridcore_predictors": "predictor",
+    "hybridcore_controllers": "controller",
+    "hybridcore_tasks": "task",
+    "hybridcore_trackers": "tracker",
+}
+"""Hook name to the kind of class that it returns."""

@@ -27,6 +27,7 @@ class Jump:
         confidence: The predictor's.
         relative: Norm of the whole change over the norm of the weights.
         capped: Groups that were shortened.
+        asked: Optimizer steps it was asked to be worth, before the caps.
     """
 
     deltas: Buckets
@@ -36,6 +37,7 @@ class Jump:
     confidence: float
     relative: float
     capped: tuple[ParamGroup, ...]
+    asked: float
 
     def apply(self, adapter: Adapter, share: float = 1.0) -> None:
         """Add `share` of the change to the weights."""
@@ -122,10 +124,30 @@ class JumpLimiter:
             prediction.deltas,
             prediction.scale,
             groups,
-            prediction.horizon * (math.sqrt(moved / wanted) if wanted > 0.0 else 1.0),
+            prediction.horizon * (math.sqrt(moved / wanted) if wanted > 0.0 else 0.0),
             prediction.confidence,
             relative,
             tuple(capped),
+            prediction.horizon,
+        )
+
+    def repeat(self, prediction: Prediction, like: Jump) -> Jump:
+        """A jump that continues a trial: the caps of the trial's first jump hold, nothing is measured.
+
+        Args:
+            prediction: The next proposal of the same predictor.
+            like: The jump that `limit` made at the trial's opening.
+        """
+        ratio = prediction.horizon / like.asked if like.asked else 1.0
+        return Jump(
+            prediction.deltas,
+            prediction.scale,
+            like.groups,
+            like.horizon * ratio,
+            prediction.confidence,
+            like.relative * ratio,
+            like.capped,
+            prediction.horizon,
         )
 
     def _norms(self, buckets: Buckets) -> dict[ParamGroup, float]:

@@ -250,8 +250,8 @@ class Predictor(Protocol):
     """Proposes directions from weight history. `PredictorContract` tests every sentence here.
 
     The class carries ``name`` (kebab-case registry name), ``api_version``, ``needs`` (what the history
-    must keep: any of ``"last-update"``, ``"window-means"``, ``"straightness"``) and optionally ``Config``,
-    an attrs class whose fields are the keys of the table ``[predictor.<name>]``.
+    must keep: any of ``"last-update"``, ``"window-means"``, ``"straightness"``, ``"reach"``) and optionally
+    ``Config``, an attrs class whose fields are the keys of the table ``[predictor.<name>]``.
     """
 
     name: ClassVar[str]
@@ -299,6 +299,7 @@ class Action:
             ``"guard"`` (only the one-sided loss guard; costs no forward passes).
         continuous: The jump follows every real step of the trial, so that the path has no break: windows
             run across it, and the optimizer's state needs no adjustment.
+        observe: Whether the history watches the phase's real steps; None leaves that to the engine.
     """
 
     phase: Phase
@@ -309,6 +310,7 @@ class Action:
     settle: int = 0
     judge: str = "probe"
     continuous: bool = False
+    observe: bool | None = None
 
 
 @attrs.frozen(slots=True)

@@ -220,6 +220,8 @@ class EngineState:
         why_not: The rule that forbids it, or None.
         confidence: In [0, 1]: how straight the recent path was; 0 while unknown.
         straightness: The raw cosine; NaN while unknown.
+        reach: Multiple of the user's step that the path supports; NaN while unknown or not asked for.
+        next_sample: Real step whose update `reach` wants to see next.
         trial_steps_left: Real steps until the open trial's verdict; 0 without an open trial.
         learning_rate: Now.
         peak_learning_rate: Highest so far.
@@ -237,6 +239,8 @@ class EngineState:
     why_not: str | None
     confidence: float
     straightness: float
+    reach: float
+    next_sample: int
     trial_steps_left: int
     learning_rate: float
     peak_learning_rate: float

@@ -14,9 +14,11 @@ from numpy.typing import NDArray
 from hybridcore.budget import Budget
 from hybridcore.config import HybridConfig, VerdictConfig
 from hybridcore.history import History
+from hybridcore.jumps import Jump
 from hybridcore.layout import Buckets
 from hybridcore.probes import PairedDifference, ProbeSet, paired_difference
 from hybridcore.protocols import Action, Adapter, Outcome, Snapshot, StepResult
+from hybridcore.reach import Reach
 from hybridcore.state import Statistics
 from hybridcore.verdict import Reference, Verdict, judge
 
@@ -40,6 +42,11 @@ class Trial:
         loss_deviation: Its mean absolute deviation.
         seconds: Seconds of real steps when it opened.
         progress: Real steps at which the reference's losses were current; probes do not count.
+        covered: Optimizer steps predicted until then.
+        continuous: The jumps follow each real step.
+        reach: State of the reach at the opening.
+        previous: The continuous trial that ended where this one began, or None.
+        first_jump: Its first jump, whose caps hold for the rest of a continuous trial.
         jumps: Jumps applied so far.
         predicted: Optimizer steps that they stand for, after all caps.
         real_steps: Real steps so far.
@@ -57,6 +64,11 @@ class Trial:
     loss_deviation: float
     seconds: float
     progress: float
+    covered: float = 0.0
+    continuous: bool = False
+    reach: dict[str, Any] | None = None
+    previous: Trial | None = None
+    first_jump: Jump | None = None
     jumps: int = 0
     predicted: float = 0.0
     real_steps: int = 0
@@ -105,6 +117,7 @@ class TrialKeeper:
         statistics: Loss level and its noise.
         probes: Held-out examples.
         budget: Books what probes and failures cost.
+        reach: Distance travelled, taken back with a failed trial; None where nobody asks for it.
         on_probe: Called with ``(examples, loss, cost)`` after each probe.
 
     Attributes:
@@ -120,16 +133,18 @@ class TrialKeeper:
         statistics: Statistics,
         probes: ProbeSet,
         budget: Budget,
+        reach: Reach | None,
         on_probe: Callable[[int, float, float], None],
     ) -> None:
         self._adapter, self._config = adapter, config
         self._history, self._statistics = history, statistics
-        self._probes, self._budget = probes, budget
+        self._probes, self._budget, self._reach = probes, budget, reach
         self._on_probe = on_probe
         self.trial: Trial | None = None
         self.cost = 0.0
         self._examples = 0
-        self._point: tuple[NDArray[np.float64], float] | None = None
+        self._point: tuple[NDArray[np.float64], float, float] | None = None
+        self._previous: Trial | None = None
         self._rate: NDArray[np.float64] | None = None
         self.seconds_per_probe = 0.0
 
@@ -146,16 +161,20 @@ class TrialKeeper:
         per_step = per_step if math.isfinite(per_step) else 0.0
         return probes * per_probe + settle, probes * self.seconds_per_probe + settle * per_step
 
-    def open(self, action: Action, step: int, cost: float) -> Trial:
+    def open(self, action: Action, step: int, cost: float, predicted: float) -> Trial:
         """Take the snapshot, and the reference curve where the verdict needs one.
 
         Args:
             action: The Predict action.
             step: Real steps so far.
             cost: Cost units so far, without what this call adds.
+            predicted: Optimizer steps predicted so far.
         """
-        self._history.reserve(self._adapter.snapshot_nbytes())
-        reference, progress = self._reference(cost) if action.judge == "probe" else (None, cost - self.cost)
+        previous = self._previous if action.continuous and self._contiguous(step) else None
+        self._history.reserve(self._adapter.snapshot_nbytes() * (2 if action.continuous else 1))
+        reference, progress = None, cost - self.cost
+        if action.judge == "probe":
+            reference, progress = self._reference(cost, predicted)
         self.trial = Trial(
             snapshot=self._adapter.snapshot(),
             step=step,
@@ -169,8 +188,17 @@ class TrialKeeper:
             loss_deviation=self._statistics.loss_deviation,
             seconds=self._budget.total_seconds,
             progress=progress,
+            covered=predicted,
+            continuous=action.continuous,
+            reach=self._reach.state_dict() if self._reach is not None else None,
+            previous=previous,
         )
+        self._previous = None
         return self.trial
+
+    def _contiguous(self, step: int) -> bool:
+        last = self._previous
+        return last is not None and step - (last.step + last.real_steps) <= 2
 
     def guard(self, result: StepResult) -> str | None:
         """Count a real step of the open trial; why the trial fails at once, or None."""
@@ -189,11 +217,12 @@ class TrialKeeper:
             return f"training loss {loss:.4g} above the guard {limit:.4g}"
         return None
 
-    def verdict(self, cost: float) -> Verdict | None:
+    def verdict(self, cost: float, predicted: float) -> Verdict | None:
         """Judge the open trial by probe; None where it is kept by its guard alone.
 
         Args:
             cost: Cost units so far, without what this call adds.
+            predicted: Optimizer steps predicted so far.
         """
         trial = self.trial
         assert trial is not None
@@ -205,7 +234,9 @@ class TrialKeeper:
         position, progress = cost - age, cost - self.cost - age
         losses = self.probe(mean)
         verdict = judge(trial.reference, losses, position, trial.predicted, self._config.verdict)
-        self._point = (losses, progress) if verdict.kept else None
+        pace = 1.0 + trial.predicted / max(trial.real_steps, 1)
+        covered = predicted - age * (pace - 1.0 if trial.continuous else 0.0)
+        self._point = (losses, progress, covered) if verdict.kept else None
         return verdict
 
     def close(self) -> Trial:
@@ -213,22 +244,41 @@ class TrialKeeper:
         trial = self.trial
         assert trial is not None
         self.trial = None
+        trial.previous = None
+        self._previous = trial if trial.continuous else None
         return trial
 
-    def undo(self) -> Trial:
-        """Restore the state before the open trial bit for bit, book its cost, and give it."""
-        trial = self.close()
-        self._budget.lose(float(trial.real_steps), self._budget.total_seconds - trial.seconds)
+    def undo(self) -> tuple[Trial, Trial]:
+        """Restore the state before the open trial bit for bit and book its cost.
+
+        In a row of continuous trials the state before the open one is not yet proven: damage may have been
+        under way. There the state before the trial that came just before is restored, since the open one
+        would have had to confirm it.
+
+        Returns:
+            The failed trial, and the trial whose start was restored.
+        """
+        assert self.trial is not None
+        trial = self.trial
+        origin = trial.previous or trial
+        self.close()
+        self._previous = None
+        steps = trial.real_steps + (origin.real_steps if origin is not trial else 0)
+        self._budget.lose(float(steps), self._budget.total_seconds - origin.seconds)
         start = time.perf_counter()
-        self._adapter.restore(trial.snapshot)
+        self._adapter.restore(origin.snapshot)
         self._adapter.synchronize()
         self._budget.spend(0.0, time.perf_counter() - start)
-        self._statistics.load_state_dict(trial.statistics)
+        self._statistics.load_state_dict(origin.statistics)
+        if self._reach is not None and origin.reach is not None:
+            self._reach.forget_distance(origin.reach)
         self._history.restart()
-        # The curve goes on from where it was; the steps of the trial were no progress.
-        known = trial.reference
-        self._point = (known.losses, trial.progress + trial.real_steps) if known is not None else None
-        return trial
+        self._point = None
+        if origin.reference is not None:
+            # The curve goes on from where it was; what was undone, real or predicted, was no progress.
+            undone = trial.predicted + (origin.predicted if origin is not trial else 0.0)
+            self._point = (origin.reference.losses, origin.progress + steps, origin.covered + undone)
+        return trial, origin
 
     def compare(self, before: NDArray[np.float64]) -> tuple[PairedDifference, str | None]:
         """Tentative test right after a jump: the paired difference, and why it is refused or None (F81)."""
@@ -260,8 +310,12 @@ class TrialKeeper:
         if examples > 0:
             self._examples = examples
 
-    def _reference(self, cost: float) -> tuple[Reference, float]:
-        """The curve now and its position in real steps; its slope is per real step, probes left out."""
+    def _reference(self, cost: float, predicted: float) -> tuple[Reference, float]:
+        """The curve before a jump, per real step of the user's own optimizer, and its place in real steps.
+
+        Where jumps happened between its two points, the progress is shared among real and predicted steps;
+        probes are no progress.
+        """
         means = self._history.window_means
         latest = self._history.latest_mean()
         mean, age = latest if latest is not None else (None, 0.0)
@@ -271,7 +325,8 @@ class TrialKeeper:
         if earlier is None or progress - earlier[1] < 0.5 * self._history.window:
             earlier = None
             if len(means) >= 2 and mean is means[-1]:
-                earlier = (self.probe(means[-2]), progress - self._history.window)
+                earlier = (self.probe(means[-2]), progress - self._history.window, predicted)
         if earlier is not None:
-            self._rate = (losses - earlier[0]) / (progress - earlier[1])
+            steps = progress - earlier[1] + max(0.0, predicted - earlier[2])
+            self._rate = (losses - earlier[0]) / steps
         return Reference(losses, self._rate, cost - age), progress

@@ -1,0 +1,54 @@
+# Everything from a machine with Python 3.11 or newer, git and make; all of it inside .venv.
+
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+# Where pip looks for PyTorch besides PyPI, for example https://download.pytorch.org/whl/cpu
+TORCH_INDEX ?=
+# Arms of the demo; `hybridcore compare --help` explains them.
+ARMS ?= baseline,hybrid,none,frozen,lr-x10
+# The suites train tiny models: more threads per process only get into each other's way.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q
+
+.DEFAULT_GOAL := help
+.PHONY: help venv demo test test-core test-torch lint bench clean
+
+help:  ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@echo "  make venv TORCH_INDEX=https://download.pytorch.org/whl/cpu   takes the small CPU build of PyTorch"
+
+venv: $(STAMP)  ## create .venv with the project, its tools and PyTorch
+
+$(STAMP): pyproject.toml adapters/torch/pyproject.toml constraints.txt
+	@test -n "$(PYTHON)" || { echo "Python 3.11 or newer is needed, and no python3 is on the PATH: install it, or set PYTHON=/path/to/python"; exit 1; }
+	@"$(PYTHON)" -c 'import sys; v = sys.version_info; v >= (3, 11) or sys.exit("Python 3.11 or newer is needed: %s is %d.%d; set PYTHON=/path/to/python3.11" % (sys.executable, v[0], v[1]))'
+	"$(PYTHON)" -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt \
+	  $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) \
+	  -e '.[report,tasks,dev]' -e adapters/torch torch==2.13.0
+	@touch $@
+
+demo: $(STAMP)  ## compare prediction with its baseline and controls on MNIST
+	$(BIN)/hybridcore compare examples/demo.toml --arms $(ARMS)
+
+test: test-core test-torch  ## run every test suite
+
+test-core: $(STAMP)  ## run the tests of the core
+	$(PYTEST) tests
+
+test-torch: $(STAMP)  ## run the tests of the PyTorch adapter
+	$(PYTEST) adapters/torch/tests
+
+lint: $(STAMP)  ## check style, types and dependency direction
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+bench: $(STAMP)  ## measure the engine's bookkeeping, a quick round
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/overhead.py --quick
+
+clean:  ## remove .venv, caches and build output, but no runs
+	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,298 @@
+"""The bridge between the engine and a PyTorch model with its optimizer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from types import ModuleType
+from typing import Any
+
+import array_api_compat.torch
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from hybridcore.errors import ProbeError
+from hybridcore.layout import Buckets, ParamGroup, ParamLayout
+from hybridcore.protocols import API_VERSION, StepResult
+from hybridcore_torch.buckets import BucketStore
+from hybridcore_torch.jump_rules import drop_curvature_pairs, has_velocity, moment_statistics
+from hybridcore_torch.losses import Autocast, LossCaller
+from hybridcore_torch.modes import BufferGuard, evaluation_mode, fixed_randomness, tracked_norms
+from hybridcore_torch.parameters import collect, unwrap
+from hybridcore_torch.snapshot import SnapshotKeeper, TorchSnapshot
+from hybridcore_torch.statistics import refresh
+from hybridcore_torch.steps import StepRunner
+from hybridcore_torch.tensors import clone_all
+
+__all__ = ["TorchAdapter"]
+
+
+class TorchAdapter:
+    """Lets the engine train a PyTorch model; attaches by optimizer hooks and wraps nothing.
+
+    Training and evaluation modes of modules are the host's business: a step leaves them as they are.
+    The learning-rate scheduler is stepped by the host too; it is known here so that a rollback takes it
+    along.
+
+    Args:
+        model: Any module, also compiled or data-parallel.
+        optimizer: Any `torch.optim.Optimizer` over its parameters, also one that needs a closure.
+        loss_fn: ``loss_fn(model, batch)`` returns per-example losses, shape (n,); training uses their
+            mean. A function that returns the mean itself can train but not probe.
+        scheduler: Learning-rate scheduler whose state belongs to snapshots.
+        scaler: `torch.amp.GradScaler`; a step that it skips is reported as skipped.
+        autocast: Dtype for `torch.autocast`, or a function that makes a context for each forward.
+        accumulate: Cut each batch into this many micro-batches along axis 0 and add their gradients,
+            weighted by size; equal to the whole batch up to rounding, BatchNorm apart (F61).
+        max_grad_norm: Clip the gradient to this Euclidean norm.
+        grad_norm: Measure the gradient norm. False saves a pass over the gradients, but then only the
+            loss tells a bad batch, and a non-finite gradient behind a finite loss goes through.
+
+    Attributes:
+        capabilities: ``"batch-statistics"`` where BatchNorm layers learn running statistics, next to
+            ``"accumulation"``, ``"closure"`` and ``"mixed-precision"``.
+
+    Raises:
+        ModelError: There is nothing to train, or the arguments exclude each other.
+
+    Example:
+        >>> import torch
+        >>> from hybridcore_torch import TorchAdapter
+        >>> model = torch.nn.Linear(2, 1)
+        >>> loss_fn = lambda model, batch: (model(batch[0]) - batch[1]).square().mean(1)
+        >>> adapter = TorchAdapter(model, torch.optim.SGD(model.parameters(), lr=0.1), loss_fn)
+        >>> adapter.layout.names
+        ('weight', 'bias')
+        >>> adapter.train_step((torch.ones(4, 2), torch.zeros(4, 1))).n_examples
+        4
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        loss_fn: Callable[[Any, Any], torch.Tensor],
+        *,
+        scheduler: Any = None,
+        scaler: Any = None,
+        autocast: Autocast = None,
+        accumulate: int = 1,
+        max_grad_norm: float | None = None,
+        grad_norm: bool = True,
+    ) -> None:
+        self.model, self.optimizer = model, optimizer
+        self.scheduler, self.scaler = scheduler, scaler
+        self.name = "torch"
+        self.api_version = API_VERSION
+        self.xp: ModuleType = array_api_compat.torch
+        capabilities = {"accumulation", "closure", "mixed-precision"}
+        self.layout: ParamLayout
+        self.layout, params = collect(model, optimizer)
+        self.device = str(params[0].device)
+        self._base = unwrap(model)
+        self._store = BucketStore(self.layout, params)
+        self.capabilities = frozenset(
+            capabilities | ({"batch-statistics"} if tracked_norms(self._base) else set())
+        )
+        self._guard = BufferGuard(self._base)
+        self._cuda = sorted({p.device for p in params if p.is_cuda}, key=str)
+        self._keeper = SnapshotKeeper(self.layout, self._guard, optimizer, scheduler, scaler, self._cuda)
+        self._losses = LossCaller(model, loss_fn, autocast, params[0].device)
+        self._runner = StepRunner(
+            model,
+            optimizer,
+            self._losses,
+            self._guard,
+            self._keeper,
+            scaler=scaler,
+            accumulate=accumulate,
+            max_grad_norm=max_grad_norm,
+            grad_norm=grad_norm,
+        )
+        self._probe_rng = torch.Generator().manual_seed(0).get_state()
+        self._skipped = 0
+
+    # Weights
+
+    def read_params(self, out: Buckets | None = None) -> Buckets:
+        """Copy of the weights as float32 buckets; see `hybridcore.protocols.Adapter`."""
+        return self._store.read(out)
+
+    def add_params(self, into: Buckets, weight: float = 1.0, decay: float = 1.0) -> Buckets:
+        """``decay * into + weight * params``, in place where `into` is a fitting float32 bucket.
+
+        Raises:
+            DeltaError: `into` does not fit the layout.
+        """
+        return self._store.add(into, weight, decay)
+
+    def write_params(self, buckets: Buckets) -> None:
+        """Set the weights, cast to the model's dtypes.
+
+        Raises:
+            DeltaError: The buckets do not fit the layout; the weights are unchanged.
+        """
+        self._store.write(buckets)
+
+    def apply_delta(
+        self, deltas: Buckets, scale: float = 1.0, groups: Mapping[ParamGroup, float] | None = None
+    ) -> None:
+        """Add ``scale * groups[g] * delta`` to every parameter of group g, in place and without a graph.
+
+        Raises:
+            DeltaError: The deltas do not fit the layout; the weights are unchanged (F22).
+        """
+        self._store.apply(deltas, scale, groups)
+
+    @contextmanager
+    def weights(self, buckets: Buckets) -> Iterator[None]:
+        """Context in which the model has these weights; afterwards the former ones are back exactly.
+
+        Raises:
+            DeltaError: The buckets do not fit the layout.
+        """
+        former = clone_all(self._store.params)
+        self._store.write(buckets)
+        try:
+            yield
+        finally:
+            with torch.no_grad():
+                torch._foreach_copy_(self._store.params, former)
+
+    # Steps and probes
+
+    def train_step(self, batch: Any) -> StepResult:
+        """One forward, backward and update; a non-finite loss or gradient changes nothing (F41).
+
+        With a gradient scaler a skipped step lowers the scale, as it must.
+
+        Raises:
+            BatchError: The model cannot take the batch; nothing was changed.
+        """
+        return self._count(self._runner.run(batch))
+
+    def closure_step(self, closure: Callable[[], torch.Tensor]) -> StepResult:
+        """Like `train_step`, on the mean loss that `closure` computes; exceptions of it pass through."""
+        return self._count(self._runner.run_closure(closure))
+
+    def _count(self, result: StepResult) -> StepResult:
+        self._skipped += result.skipped
+        return result
+
+    def probe_loss(self, batch: Any) -> NDArray[np.float64]:
+        """Per-example losses, shape (n,), in evaluation mode and with the same random numbers each time.
+
+        BatchNorm layers that are in training use the batch's own statistics; see
+        `hybridcore_torch.modes.evaluation_mode` for the reason.
+
+        Raises:
+            BatchError: The model cannot take the batch.
+            ProbeError: The loss function returns a single number.
+        """
+        with torch.no_grad(), fixed_randomness(self._probe_rng, self._cuda), evaluation_mode(self._base):
+            losses = self._losses.per_example(batch)
+            result: NDArray[np.float64] = losses.to("cpu", torch.float64).numpy()
+        if result.size == 0:
+            raise ProbeError("a probe batch has no examples", where="probe", fix="pass non-empty batches")
+        return result
+
+    def refresh_statistics(self, batches: Iterable[Any]) -> None:
+        """Re-estimate BatchNorm statistics as their mean over `batches` (F86).
+
+        Layers in evaluation mode are frozen and left alone.
+
+        Raises:
+            BatchError: The model cannot take a batch; the statistics are unchanged.
+        """
+        with torch.no_grad(), fixed_randomness(self._probe_rng, self._cuda):
+            refresh(self._base, self._guard, self._losses, batches)
+
+    # State
+
+    def snapshot(self) -> TorchSnapshot:
+        """Copy of parameters, optimizer, buffers, scaler, scheduler and PyTorch's generators."""
+        return self._keeper.take(self._runner.pending)
+
+    def restore(self, snapshot: Any) -> None:
+        """Put a snapshot back bit for bit, into the tensors that are in use.
+
+        Raises:
+            SnapshotError: It was taken from a model with another layout; nothing was changed.
+        """
+        self._keeper.put_back(snapshot)
+        self._runner.pending = snapshot.pending
+
+    def snapshot_nbytes(self) -> int:
+        """Bytes that one snapshot takes now."""
+        return self._keeper.nbytes()
+
+    def after_jump(self, deltas: Buckets) -> None:
+        """Adjust the optimizer to weights that moved without it (F59).
+
+        Adam's moments and step count stay. The velocity of SGD is scaled by ``max(0, cosine)`` with the
+        gradient of the next real step. L-BFGS forgets its pairs.
+        """
+        drop_curvature_pairs(self.optimizer)
+        self._runner.pending = has_velocity(self.optimizer)
+
+    @property
+    def learning_rate(self) -> float:
+        """Learning rate of the optimizer's first group, now."""
+        return float(self.optimizer.param_groups[0]["lr"])
+
+    @property
+    def momentum_memory(self) -> float:
+        """``1 / (1 - beta1)`` of the first group; 1.0 without momentum."""
+        group = self.optimizer.param_groups[0]
+        beta = float(group["betas"][0]) if "betas" in group else float(group.get("momentum", 0.0))
+        return 1.0 / max(1.0 - beta, 1e-9)
+
+    def moments(self) -> dict[str, float]:
+        """Mean and standard deviation of the optimizer's moments; zeros where it has none."""
+        return moment_statistics(self.optimizer)
+
+    def mean_scalar(self, value: float) -> float:
+        """Mean over all ranks of `torch.distributed`, or the value itself."""
+        from torch import distributed
+
+        if not (distributed.is_available() and distributed.is_initialized()):
+            return value
+        device = self.device if distributed.get_backend() == "nccl" else "cpu"
+        total = torch.tensor(value, dtype=torch.float64, device=device)
+        distributed.all_reduce(total)
+        return total.item() / distributed.get_world_size()
+
+    def synchronize(self) -> None:
+        """Wait until the CUDA devices have finished."""
+        for device in self._cuda:
+            torch.cuda.synchronize(device)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Counters and the waiting momentum rule, as plain data."""
+        runner = self._runner
+        return {"real_steps": runner.real_steps, "skipped": self._skipped, "pending": runner.pending}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Put back what `state_dict` gave."""
+        self._runner.real_steps = int(state["real_steps"])
+        self._skipped = int(state["skipped"])
+        self._runner.pending = bool(state["pending"])
+
+    # For hosts that call `optimizer.step()` themselves
+
+    @property
+    def real_steps(self) -> int:
+        """Optimizer updates that truly happened since the adapter was made."""
+        return self._runner.real_steps
+
+    @property
+    def last_grad_norm(self) -> float:
+        """Gradient norm at the host's own latest `optimizer.step()`; NaN before."""
+        norm = self._runner.outside_norm
+        return float("nan") if norm is None else float(norm)
+
+    def listen_before_step(self, callback: Callable[[], None]) -> None:
+        """Call `callback` right before each update that the host itself makes."""
+        self._runner.before_step = callback

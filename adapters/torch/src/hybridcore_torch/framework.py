@@ -1,0 +1,96 @@
+"""What the entry point ``torch`` of the group ``hybridcore.adapters`` loads to."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING, Any
+
+from hybridcore.errors import TaskError
+from hybridcore.protocols import API_VERSION, Problem, TaskRun
+
+if TYPE_CHECKING:
+    import torch
+
+__all__ = ["FRAMEWORK", "TorchFramework"]
+
+
+class TorchFramework:
+    """PyTorch, seen from the engine; nothing of it is imported before it is needed."""
+
+    name = "torch"
+    api_version = API_VERSION
+
+    def owns(self, model: object) -> bool:
+        """Whether `model` is a `torch.nn.Module`; looks at its class only, and imports nothing."""
+        return any(
+            kind.__name__ == "Module" and kind.__module__ == "torch.nn.modules.module"
+            for kind in type(model).__mro__
+        )
+
+    def build(self, problem: Problem, device: str) -> TaskRun:
+        """Model, optimizer, schedule and data of a built-in problem.
+
+        Raises:
+            TaskError: The model, the optimizer, the schedule or the device is unknown.
+        """
+        import torch
+
+        from hybridcore_torch.adapter import TorchAdapter
+        from hybridcore_torch.batches import to_device
+        from hybridcore_torch.models import build_model
+        from hybridcore_torch.optimizers import build_optimizer, build_schedule
+
+        try:
+            place = torch.device(device)
+            torch.empty(0, device=place)
+        except (RuntimeError, AssertionError) as error:
+            raise TaskError(
+                "PyTorch cannot use this device",
+                where="run.device",
+                got=device,
+                expected=f"one of {', '.join(self.devices())}",
+                fix='set run.device = "cpu"',
+            ) from error
+        built = build_model(problem, place)
+        optimizer = build_optimizer(built.model.parameters(), problem.optimizer)
+        schedule = build_schedule(optimizer, problem.optimizer)
+        adapter = TorchAdapter(built.model, optimizer, built.loss_fn, scheduler=schedule)
+        validation = [to_device(batch, place) for batch in problem.validation]
+        return TaskRun(
+            adapter=adapter,
+            batches=_stream(problem.batches(), place),
+            probes=tuple(to_device(batch, place) for batch in problem.probes),
+            evaluate=lambda: built.evaluate(built.model, validation),
+            schedule_step=schedule.step if schedule is not None else None,
+        )
+
+    def versions(self) -> dict[str, str]:
+        """Versions of PyTorch and, where it was built with one, of CUDA."""
+        import torch
+
+        found = {"torch": str(torch.__version__)}
+        if torch.version.cuda is not None:
+            found["cuda"] = torch.version.cuda
+        return found
+
+    def devices(self) -> tuple[str, ...]:
+        """``"cpu"`` and every CUDA device that answers."""
+        import torch
+
+        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        return ("cpu", *(f"cuda:{i}" for i in range(count)))
+
+
+def _stream(batches: Iterable[Any], device: torch.device) -> Iterator[Any]:
+    """Batches as tensors; one that comes again and again (full batch) is converted once."""
+    from hybridcore_torch.batches import to_device
+
+    last = tensors = None
+    for batch in batches:
+        if batch is not last:
+            last, tensors = batch, to_device(batch, device)
+        yield tensors
+
+
+FRAMEWORK = TorchFramework()
+"""The framework object that `hybridcore` discovers."""

@@ -1,0 +1,249 @@
+"""One real training step by PyTorch's own means, and none at all where it would do harm."""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Callable
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+from torch import nn
+
+from hybridcore.errors import ModelError
+from hybridcore.protocols import StepResult
+from hybridcore_torch.batches import n_examples, split
+from hybridcore_torch.jump_rules import scale_velocity
+from hybridcore_torch.losses import LossCaller
+from hybridcore_torch.modes import BufferGuard
+from hybridcore_torch.snapshot import SnapshotKeeper
+
+__all__ = ["StepRunner"]
+
+Evaluate = Callable[[], tuple[torch.Tensor, int]]
+"""Zeroes gradients, runs forward and backward; returns the detached mean loss and the example count."""
+
+
+class StepRunner:
+    """Forward, backward, guard and update.
+
+    Args:
+        model: The model as the user trains it.
+        optimizer: Its optimizer; hooks are attached, nothing is wrapped.
+        losses: Calls the loss function.
+        guard: Saves and undoes buffers.
+        keeper: Takes snapshots (for optimizers that evaluate a closure).
+        scaler: Gradient scaler, or None.
+        accumulate: Micro-batches per step.
+        max_grad_norm: Clip gradients to this norm, or None.
+        grad_norm: Measure the gradient norm even when it is not needed for clipping.
+
+    Raises:
+        ModelError: The combination is not possible in PyTorch.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        losses: LossCaller,
+        guard: BufferGuard,
+        keeper: SnapshotKeeper,
+        *,
+        scaler: Any,
+        accumulate: int,
+        max_grad_norm: float | None,
+        grad_norm: bool,
+    ) -> None:
+        if accumulate < 1:
+            raise ModelError(
+                "accumulate is out of range", where="accumulate", got=accumulate, expected="1 or more"
+            )
+        step = inspect.signature(type(optimizer).step).parameters.get("closure")
+        self.needs_closure = step is not None and step.default is inspect.Parameter.empty
+        if self.needs_closure and scaler is not None:
+            raise ModelError(
+                "a gradient scaler does not work with an optimizer that evaluates a closure",
+                where="scaler",
+                got=type(optimizer).__name__,
+                fix="use scaler=None, for example with bfloat16",
+            )
+        self._model, self._optimizer, self._losses = model, optimizer, losses
+        self._guard, self._keeper, self._scaler = guard, keeper, scaler
+        self._accumulate, self._limit = accumulate, max_grad_norm
+        self._measure = grad_norm or max_grad_norm is not None
+        self._params = [p for g in optimizer.param_groups for p in g["params"]]
+        self._inside = False
+        self.pending = False
+        self.real_steps = 0
+        self._backwards = 0
+        self.before_step: Callable[[], None] | None = None
+        self.outside_norm: torch.Tensor | None = None
+        optimizer.register_step_pre_hook(self._on_before)
+        optimizer.register_step_post_hook(self._on_after)
+
+    def run(self, batch: Any) -> StepResult:
+        """One step on a batch."""
+        return self._step(lambda: self._evaluate(batch))
+
+    def run_closure(self, closure: Callable[[], torch.Tensor]) -> StepResult:
+        """One step on the mean loss that `closure` computes."""
+
+        def evaluate() -> tuple[torch.Tensor, int]:
+            self._optimizer.zero_grad(set_to_none=True)
+            loss = closure()
+            self._backward(loss)
+            return loss.detach(), 0
+
+        return self._step(evaluate)
+
+    def _evaluate(self, batch: Any) -> tuple[torch.Tensor, int]:
+        self._optimizer.zero_grad(set_to_none=True)
+        if self._accumulate == 1:
+            losses = self._losses(batch)
+            mean = losses.mean()
+            self._backward(mean)
+            return mean.detach(), losses.shape[0] if losses.ndim else n_examples(batch)
+        parts = split(batch, self._accumulate)
+        total: Any = 0.0
+        for index, (part, share) in enumerate(parts):
+            last = index == len(parts) - 1
+            # Data-parallel wrappers exchange gradients only at the last micro-batch.
+            with nullcontext() if last else getattr(self._model, "no_sync", nullcontext)():
+                mean = self._losses(part).mean() * share
+                self._backward(mean)
+            total = total + mean.detach()
+        return total, n_examples(batch)
+
+    def _backward(self, loss: torch.Tensor) -> None:
+        self._backwards += 1
+        (loss if self._scaler is None else self._scaler.scale(loss)).backward()
+
+    def _step(self, evaluate: Evaluate) -> StepResult:
+        self._guard.save()
+        self._backwards = 0
+        try:
+            loss, count = evaluate()
+        except BaseException:
+            self._guard.undo()
+            self._optimizer.zero_grad(set_to_none=True)
+            raise
+        self._guard.learn()
+        value, norm = self._finish_gradients(loss)
+        if not math.isfinite(value) or (self._measure and not math.isfinite(norm)):
+            self._skip(overflow=not math.isfinite(norm))
+            updated = False
+        else:
+            updated = self._update(evaluate, loss)
+        return StepResult(value, norm, not updated, count, self._backwards)
+
+    def _update(self, evaluate: Evaluate, loss: torch.Tensor) -> bool:
+        """Let the optimizer change the weights; False where it, or its scaler, did not."""
+        before = self.real_steps
+        self._inside = True
+        try:
+            if self.needs_closure:
+                return self._closure_update(evaluate, loss)
+            if self._scaler is None:
+                self._optimizer.step()
+            else:
+                self._scaler.step(self._optimizer)
+                self._scaler.update()
+        finally:
+            self._inside = False
+        return self.real_steps != before
+
+    def _skip(self, overflow: bool) -> None:
+        self._optimizer.zero_grad(set_to_none=True)
+        self._guard.undo()
+        if self._scaler is not None and overflow:
+            # Without this the scale would never come down, and every later batch would overflow too.
+            self._scaler.update()
+        elif self._scaler is not None:
+            # Finite gradients behind a non-finite loss must not count towards a larger scale.
+            self._scaler.update(self._scaler.get_scale())
+
+    def _closure_update(self, evaluate: Evaluate, first: torch.Tensor) -> bool:
+        """Update by an optimizer that evaluates the loss itself; False if it ended in non-finite numbers."""
+        backup = self._keeper.take(self.pending, rng=False)
+        ready: list[torch.Tensor] = [first]
+        finite = True
+
+        def closure() -> Any:
+            nonlocal finite
+            if ready:
+                return ready.pop()
+            loss, _ = evaluate()
+            value, norm = self._finish_gradients(loss)
+            finite = finite and math.isfinite(value) and not (self._measure and not math.isfinite(norm))
+            return loss
+
+        self._optimizer.step(closure)
+        finite = finite and math.isfinite(float(_norm([p.detach() for p in self._params])))
+        if not finite:
+            self._keeper.put_back(backup)
+            self._skip(overflow=False)
+        return finite
+
+    def _finish_gradients(self, loss: torch.Tensor) -> tuple[float, float]:
+        """Unscale, measure and clip the gradients; loss and norm as numbers, in one wait for the device."""
+        if self._scaler is not None:
+            self._scaler.unscale_(self._optimizer)
+        if not self._measure:
+            return loss.item(), math.nan
+        gradients = [p.grad for p in self._params if p.grad is not None]
+        norm = _norm(gradients)
+        if loss.is_cuda:
+            value, size = torch.stack((loss.float(), norm.to(loss.device).float())).tolist()
+        else:
+            value, size = loss.item(), norm.item()
+        if self._limit is not None and math.isfinite(size) and size > self._limit:
+            torch._foreach_mul_(gradients, self._limit / size)
+            size = self._limit
+        return value, size
+
+    def _on_before(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+        if self._told_to_skip(optimizer):
+            return
+        if not self._inside:
+            if self._measure and not self.needs_closure:
+                gradients = [p.grad for p in self._params if p.grad is not None]
+                scale = getattr(optimizer, "grad_scale", None)
+                norm = _norm(gradients)
+                self.outside_norm = norm if scale is None else norm / scale.to(norm.device)
+            if self.before_step is not None:
+                self.before_step()
+        if self.pending:
+            self.pending = False
+            scale_velocity(optimizer)
+
+    def _told_to_skip(self, optimizer: torch.optim.Optimizer) -> bool:
+        """Whether a fused optimizer is being told by its scaler to leave the weights alone."""
+        if self._inside and self._measure:
+            return False  # the gradients were found finite; asking the device again would stall it
+        found = getattr(optimizer, "found_inf", None)
+        return found is not None and bool(found)
+
+    def _on_after(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+        if not self._told_to_skip(optimizer):
+            self.real_steps += 1
+
+
+@torch.no_grad()
+def _norm(tensors: list[torch.Tensor]) -> torch.Tensor:
+    """Euclidean norm over all tensors, in float32 or better."""
+    if not tensors:
+        return torch.zeros(())
+    if any(t.is_sparse for t in tensors):
+        tensors = [t.coalesce().values() if t.is_sparse else t for t in tensors]
+    if any(t.dtype in (torch.float16, torch.bfloat16) for t in tensors):
+        norms = list(torch._foreach_norm(tensors, 2, torch.float32))
+    else:
+        norms = list(torch._foreach_norm(tensors, 2))
+    first = norms[0]
+    same = all(n.device == first.device and n.dtype == first.dtype for n in norms)
+    total: torch.Tensor = torch.linalg.vector_norm(
+        torch.stack(norms if same else [n.to(first) for n in norms])
+    )
+    return total

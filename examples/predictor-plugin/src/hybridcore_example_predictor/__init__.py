@@ -1,0 +1,1 @@
+"""Predictor `ema-drift`, a worked example of a hybridcore plugin."""

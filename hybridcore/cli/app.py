@@ -1,0 +1,24 @@
+"""The commands by name; nothing of theirs is imported until one is called."""
+
+from __future__ import annotations
+
+from cyclopts import App
+
+from hybridcore import __version__
+
+__all__ = ["app"]
+
+app = App(
+    name="hybridcore",
+    version=__version__,
+    help_format="plaintext",
+    help="Train with fewer backward passes: real steps, predicted weight changes, delayed verdicts.",
+)
+app.command("hybridcore.cli.run:run", name="run", help="Train one task and record it.")
+app.command(
+    "hybridcore.cli.compare:compare", name="compare", help="Train baseline, hybrid and controls, paired."
+)
+app.command("hybridcore.cli.report:report", name="report", help="Tables and figures of recorded runs.")
+app.command("hybridcore.cli.config:app", name="config", help="Write, check and show configurations.")
+app.command("hybridcore.cli.plugins:app", name="plugins", help="List, show and check installed plugins.")
+app.command("hybridcore.cli.doctor:doctor", name="doctor", help="Versions, devices and what is missing.")

@@ -1,0 +1,107 @@
+"""What commands share: consoles, reading a configuration, logging, where runs go."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Iterable, Mapping
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.text import Text
+
+from hybridcore.components import check_config
+from hybridcore.config import HybridConfig
+from hybridcore.configfile import apply_overrides, preset_data, preset_names, read_data
+from hybridcore.errors import HybridCoreError
+
+if TYPE_CHECKING:
+    from hybridcore.plugins import Registry
+
+__all__ = [
+    "errors",
+    "output",
+    "print_error",
+    "read_config",
+    "run_folder",
+    "set_up_logging",
+    "source_data",
+]
+
+
+def output() -> Console:
+    """Console for results; off a terminal it is wide enough that no table folds."""
+    console = Console()
+    return console if console.is_terminal else Console(width=200)
+
+
+def errors() -> Console:
+    """Console for errors, warnings and progress."""
+    return Console(stderr=True)
+
+
+def print_error(error: HybridCoreError) -> None:
+    """Print an error without a traceback, its first line in red."""
+    first, newline, rest = str(error).partition("\n")
+    errors().print(Text.assemble((f"error: {first}", "bold red"), newline + rest), soft_wrap=True)
+
+
+def source_data(source: str) -> dict[str, Any]:
+    """Plain data of a TOML file or, where no such file exists, of the preset of that name."""
+    if source in preset_names() and not Path(source).exists():
+        return preset_data(source)
+    return read_data(source)
+
+
+def read_config(
+    source: str | None, overrides: Iterable[str] = (), framework: str | None = None, trace: bool = False
+) -> tuple[HybridConfig, Registry]:
+    """A checked configuration and the registry it was checked against.
+
+    Args:
+        source: A TOML file or the name of a preset; the defaults if None.
+        overrides: Settings ``dotted.key=value``.
+        framework: Replaces ``run.framework``.
+        trace: Sets ``metrics.trace``.
+
+    Raises:
+        HybridCoreError: The configuration has mistakes, or a plugin that it demands does not load.
+    """
+    from hybridcore.plugins import load_registry
+
+    settings = list(overrides)
+    if framework is not None:
+        settings.append(f"run.framework={framework}")
+    if trace:
+        settings.append("metrics.trace=true")
+    data = apply_overrides({} if source is None else source_data(source), settings)
+    registry = load_registry(_plugin_names(data, "load"), _plugin_names(data, "block"))
+    return check_config(data, registry, origin=source or "defaults"), registry
+
+
+def _plugin_names(data: Mapping[str, Any], key: str) -> tuple[str, ...]:
+    """A list of ``[plugins]`` as far as it is well-formed; the check reports the rest."""
+    table = data.get("plugins")
+    names = table.get(key) if isinstance(table, Mapping) else None
+    return tuple(name for name in names if isinstance(name, str)) if isinstance(names, list) else ()
+
+
+def run_folder(config: HybridConfig, kind: str, out: Path | None) -> Path:
+    """Where a run's files go: `out`, or a new sub-folder of ``run.directory``."""
+    if out is not None:
+        return out
+    task = config.task.name.replace(":", "-").replace("/", "-")
+    stamp = datetime.now().strftime("%Y%m%d-%H%M%S-%f")[:-3]
+    return Path(config.run.directory) / f"{task}-{kind}-{stamp}"
+
+
+def set_up_logging(trace: bool) -> None:
+    """Send hybridcore's log to standard error: warnings, or every decision with its reason."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("%(levelname)s %(message)s"))
+    logger = logging.getLogger("hybridcore")
+    logger.handlers = [handler]
+    logger.propagate = False
+    logger.setLevel(logging.INFO if trace else logging.WARNING)

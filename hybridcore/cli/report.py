@@ -1,0 +1,40 @@
+"""`hybridcore report`: tables and figures of recorded runs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from hybridcore.cli.common import errors, output
+from hybridcore.compare import Comparison, read_comparison
+from hybridcore.errors import PluginError
+from hybridcore.report.figure import save_figure
+from hybridcore.report.page import save_page
+from hybridcore.report.table import comparison_table
+
+__all__ = ["report", "write_report"]
+
+
+def report(directory: Path, /, *, out: Path | None = None) -> int:
+    """Show the table of a comparison, or of a single run, and write report.png and report.html.
+
+    Args:
+        directory: Folder that `hybridcore compare` or `hybridcore run` has written.
+        out: Folder for the report; the runs' own by default.
+    """
+    comparison = read_comparison(directory)
+    output().print(comparison_table(comparison))
+    folder = out or directory
+    save_figure(comparison, folder / "report.png")
+    save_page(comparison, folder / "report.html")
+    output().print(f"report in {folder}", highlight=False, soft_wrap=True)
+    return 0
+
+
+def write_report(comparison: Comparison, folder: Path) -> None:
+    """Write the figures where matplotlib is installed; say how to get them where it is not."""
+    try:
+        save_figure(comparison, folder / "report.png")
+        save_page(comparison, folder / "report.html")
+    except PluginError as error:
+        errors().print(f"no figures: {error.fix}", markup=False, soft_wrap=True)
+    output().print(f"recorded in {folder}", highlight=False, soft_wrap=True)

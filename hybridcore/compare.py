@@ -1,0 +1,336 @@
+"""Paired comparison of arms: same seeds, same initial weights and data, interleaved order (F73, F74, F78)."""
+
+from __future__ import annotations
+
+import math
+import tempfile
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from statistics import median
+from typing import TYPE_CHECKING, Any
+
+import attrs
+import numpy as np
+
+from hybridcore.arms import ARMS, base_rate, check_arm, scale_rate
+from hybridcore.config import HybridConfig
+from hybridcore.errors import MetricsError
+from hybridcore.events import Listener
+from hybridcore.metrics import plain_json
+from hybridcore.records import RunRecord, Speedup, loss_gap, read_run, speedup
+from hybridcore.runner import require_unused, run_task, train, write_json
+from hybridcore.tuning import CANDIDATES, tune
+
+if TYPE_CHECKING:
+    from hybridcore.plugins import Registry
+
+__all__ = ["DEFAULT_ARMS", "ArmRow", "Comparison", "compare", "read_comparison", "summarise"]
+
+DEFAULT_ARMS = ("baseline", "hybrid", "none", "frozen", "random", "lr-x2", "lr-x4", "lr-x10")
+"""Arms that are run unless others are named."""
+
+_RESAMPLES = 2000
+
+
+@attrs.frozen
+class ArmRow:
+    """One arm over all its seeds; medians unless said otherwise.
+
+    Attributes:
+        arm: Its name.
+        runs: Number of seeds.
+        missed: Seeds in which the target was never reached; they count as infinite.
+        final_loss: Final validation loss.
+        loss_gap: Final validation loss above the paired baseline's.
+        backward_passes: Backward passes.
+        predicted_steps: Optimizer steps that predictions stood for.
+        seconds_to_target: Training seconds to the target.
+        cost_to_target: Cost to the target, in steps.
+        speedup_wall: Ratio of training seconds to the paired baseline's.
+        speedup_wall_low: The smallest over the seeds.
+        speedup_wall_interval: 95 % bootstrap interval of the median.
+        speedup_cost: Ratio of cost.
+        speedup_cost_low: The smallest over the seeds.
+        speedup_cost_interval: 95 % bootstrap interval of the median.
+        speedup_bound: What the share of predicted steps allows at most.
+    """
+
+    arm: str
+    runs: int
+    missed: int
+    final_loss: float
+    loss_gap: float
+    backward_passes: float
+    predicted_steps: float
+    seconds_to_target: float
+    cost_to_target: float
+    speedup_wall: float
+    speedup_wall_low: float
+    speedup_wall_interval: tuple[float, float]
+    speedup_cost: float
+    speedup_cost_low: float
+    speedup_cost_interval: tuple[float, float]
+    speedup_bound: float
+
+
+@attrs.frozen
+class Comparison:
+    """Arms side by side.
+
+    Attributes:
+        directory: Folder of the runs.
+        records: All runs.
+        targets: Validation loss to reach, by seed: the final one of that seed's baseline.
+        rows: One per arm, in the order of `hybridcore.arms.ARMS`.
+        interrupted: The user stopped it; the rows hold what was measured.
+    """
+
+    directory: Path
+    records: tuple[RunRecord, ...]
+    targets: Mapping[int, float]
+    rows: tuple[ArmRow, ...]
+    interrupted: bool
+
+    def row(self, arm: str) -> ArmRow:
+        """The row of an arm.
+
+        Raises:
+            KeyError: The arm was not run.
+        """
+        for row in self.rows:
+            if row.arm == arm:
+                return row
+        raise KeyError(arm)
+
+
+def compare(
+    config: HybridConfig,
+    *,
+    out_dir: str | Path,
+    arms: Sequence[str] = DEFAULT_ARMS,
+    seeds: Sequence[int] = (0, 1, 2),
+    progress: Listener | None = None,
+    registry: Registry | None = None,
+) -> Comparison:
+    """Run all arms with all seeds and write ``comparison.json`` beside the runs' own files.
+
+    The order of the arms is reversed in every other seed, so that a slow drift of the machine favours none.
+    A short run that is thrown away comes first, so that no arm pays for first-time work. The learning rate
+    of ``tuned`` is swept with the first seed and kept for the others.
+
+    Args:
+        config: The configuration; its seed is replaced by each of `seeds`.
+        out_dir: Folder for ``<arm>/seed-<n>/``.
+        arms: Names of arms; the baseline is added where missing.
+        seeds: Seeds of the runs.
+        progress: Hears every event of every run.
+        registry: Where names are looked up; loaded from the installed plugins if None.
+
+    Raises:
+        HybridCoreError: An arm is unknown, or a run failed.
+    """
+    if registry is None:
+        from hybridcore.plugins import load_registry
+
+        registry = load_registry(config.plugins.load, config.plugins.block)
+    chosen = list(dict.fromkeys(["baseline", *arms]))
+    for arm in chosen:
+        check_arm(arm)
+        if arm == "tuned" or arm.startswith("lr-x"):
+            base_rate(config, registry)
+    folder = Path(out_dir)
+    require_unused(folder)
+    _warm_up(config, registry)
+    session = _Session(config, folder, registry, progress)
+    try:
+        for count, seed in enumerate(seeds):
+            for arm in chosen if count % 2 == 0 else reversed(chosen):
+                session.run(arm, seed)
+    except KeyboardInterrupt:
+        if not any(folder.rglob("metrics.jsonl")):
+            raise
+        return _finish(folder, interrupted=True)
+    return _finish(folder)
+
+
+class _Session:
+    """Runs arms into the folders of one comparison; remembers the tuned rate."""
+
+    def __init__(
+        self, config: HybridConfig, folder: Path, registry: Registry, progress: Listener | None
+    ) -> None:
+        self._config, self._folder = config, folder
+        self._registry, self._progress = registry, progress
+        self._factor: float | None = None
+
+    def run(self, arm: str, seed: int) -> None:
+        """Run one arm with one seed.
+
+        Raises:
+            KeyboardInterrupt: The user stopped it; what was measured is on the disk.
+        """
+        config = attrs.evolve(self._config, run=attrs.evolve(self._config.run, seed=seed))
+        where, registry, progress = self._folder / arm / f"seed-{seed}", self._registry, self._progress
+        if arm == "tuned" and self._factor is not None:
+            scaled = scale_rate(config, self._factor, registry)
+            result = train(scaled, arm, False, where, progress, registry)
+        elif arm == "tuned":
+            tuning = tune(config, out_dir=where, registry=registry, progress=progress)
+            self._factor, result = tuning.factor, tuning.best
+        else:
+            result = run_task(config, arm=arm, out_dir=where, progress=progress, registry=registry)
+        if result.interrupted:
+            raise KeyboardInterrupt
+
+
+def read_comparison(directory: str | Path) -> Comparison:
+    """Read all runs below a folder and summarise them; a single run's folder will do.
+
+    Raises:
+        MetricsError: There is no run, or one is damaged.
+    """
+    folder = Path(directory)
+    files = [
+        path
+        for path in sorted(folder.rglob("metrics.jsonl"))
+        if CANDIDATES not in path.relative_to(folder).parts
+    ]
+    if not files:
+        raise MetricsError(
+            "there is no run in this folder",
+            where=str(folder),
+            expected="at least one metrics.jsonl in it or below it",
+            fix="give a folder that `hybridcore run` or `hybridcore compare` has written",
+        )
+    return summarise([read_run(path) for path in files], folder)
+
+
+def summarise(records: Iterable[RunRecord], directory: str | Path) -> Comparison:
+    """Rows per arm from runs; speed-ups stay NaN where a seed has no finished baseline."""
+    runs = sorted(records, key=lambda r: (_rank(r.arm), r.arm, r.seed))
+    baselines = {r.seed: r for r in runs if r.arm == "baseline" and not _interrupted(r)}
+    targets = {seed: record.final_loss for seed, record in baselines.items()}
+    finished: dict[str, list[RunRecord]] = {}
+    for record in runs:
+        if not _interrupted(record):
+            finished.setdefault(record.arm, []).append(record)
+    rows = tuple(_row(arm, group, baselines) for arm, group in finished.items())
+    return Comparison(Path(directory), tuple(runs), targets, rows, any(map(_interrupted, runs)))
+
+
+def _interrupted(record: RunRecord) -> bool:
+    return record.summary is None or bool(record.summary.get("interrupted"))
+
+
+def _rank(arm: str) -> float:
+    if arm in ARMS:
+        return float(ARMS.index(arm))
+    return ARMS.index("tuned") - 0.5 if arm.startswith("lr-x") else math.inf
+
+
+def _row(arm: str, runs: Sequence[RunRecord], baselines: Mapping[int, RunRecord]) -> ArmRow:
+    paired = [run for run in runs if run.seed in baselines]
+    times = [run.time_to_loss(baselines[run.seed].final_loss) for run in paired]
+    gains = [_speedup(run, baselines) for run in paired]
+    walls = [gain.wall for gain in gains if gain is not None]
+    costs = [gain.cost for gain in gains if gain is not None]
+    gaps = [run.final_loss - baselines[run.seed].final_loss for run in paired]
+    return ArmRow(
+        arm=arm,
+        runs=len(runs),
+        missed=sum(not time.reached for time in times),
+        final_loss=_median([run.final_loss for run in runs]),
+        loss_gap=_median(gaps),
+        backward_passes=_median([_count(run, "backward_passes") for run in runs]),
+        predicted_steps=_median([_count(run, "predicted_steps") for run in runs]),
+        seconds_to_target=_median([time.seconds for time in times]),
+        cost_to_target=_median([time.cost for time in times]),
+        speedup_wall=_median(walls),
+        speedup_wall_low=min(walls, default=math.nan),
+        speedup_wall_interval=_interval(walls),
+        speedup_cost=_median(costs),
+        speedup_cost_low=min(costs, default=math.nan),
+        speedup_cost_interval=_interval(costs),
+        speedup_bound=_median([_count(run, "speedup_bound") for run in runs]),
+    )
+
+
+def _speedup(run: RunRecord, baselines: Mapping[int, RunRecord]) -> Speedup | None:
+    return speedup(run.evaluations, baselines[run.seed].evaluations)
+
+
+def _count(run: RunRecord, key: str) -> float:
+    value = (run.summary or {}).get(key)
+    return math.nan if value is None else float(value)
+
+
+def _median(values: Sequence[float]) -> float:
+    if any(math.isnan(value) for value in values):
+        return math.nan
+    return float(median(values)) if values else math.nan
+
+
+def _interval(values: Sequence[float]) -> tuple[float, float]:
+    """95 % percentile bootstrap interval of the median; from fewer than three values there is none."""
+    if len(values) < 3:
+        return (math.nan, math.nan)
+    rng = np.random.default_rng(0)
+    picked = rng.choice(np.asarray(values), size=(_RESAMPLES, len(values)))
+    low, high = np.percentile(np.median(picked, axis=1), [2.5, 97.5])
+    return (float(low), float(high))
+
+
+def _warm_up(config: HybridConfig, registry: Registry) -> None:
+    """First-time work of the framework, outside every measurement."""
+    short = attrs.evolve(config, run=attrs.evolve(config.run, steps=3))
+    for arm in ("baseline", "hybrid"):
+        with tempfile.TemporaryDirectory() as folder:
+            if run_task(short, arm=arm, out_dir=folder, registry=registry).interrupted:
+                raise KeyboardInterrupt
+
+
+def _finish(folder: Path, interrupted: bool = False) -> Comparison:
+    result = read_comparison(folder)
+    result = attrs.evolve(result, interrupted=interrupted or result.interrupted)
+    baselines = {r.seed: r for r in result.records if r.arm == "baseline" and not _interrupted(r)}
+    runs = []
+    for record in result.records:
+        base = baselines.get(record.seed)
+        runs.append(_paired_summary(record, base))
+        write_json(record.path.parent / "summary.json", runs[-1])
+    write_json(
+        folder / "comparison.json",
+        {
+            "targets": result.targets,
+            "interrupted": result.interrupted,
+            "rows": [attrs.asdict(row) for row in result.rows],
+            "runs": [
+                {**run, "directory": record.path.parent.relative_to(folder).as_posix()}
+                for run, record in zip(runs, result.records, strict=True)
+            ],
+            "config": result.records[0].start.get("config"),
+        },
+    )
+    return result
+
+
+def _paired_summary(record: RunRecord, base: RunRecord | None) -> dict[str, Any]:
+    """A run's summary, completed by what only the paired baseline tells."""
+    baseline = None if base is None else base.evaluations
+    gain = speedup(record.evaluations, baseline)
+    reached = None if base is None else record.time_to_loss(base.final_loss)
+    summary = {key: value for key, value in (record.summary or {}).items() if key != "event"}
+    completed: dict[str, Any] = plain_json(
+        {
+            "arm": record.arm,
+            "seed": record.seed,
+            **summary,
+            "target": None if base is None else base.final_loss,
+            "seconds_to_target": None if reached is None else reached.seconds,
+            "cost_to_target": None if reached is None else reached.cost,
+            "speedup": None if gain is None else gain.wall,
+            "speedup_cost": None if gain is None else gain.cost,
+            "loss_gap": loss_gap(record.evaluations, baseline),
+        }
+    )
+    return completed

@@ -1,0 +1,134 @@
+"""Controller `credit`: the path so far proposes how far to go, verdicts decide whether that stands."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import attrs
+
+from hybridcore.config import between
+from hybridcore.protocols import API_VERSION, Action, Outcome, Phase
+from hybridcore.state import EngineState
+
+__all__ = ["Credit"]
+
+
+@attrs.frozen(kw_only=True)
+class CreditConfig:
+    """Table ``[controller.credit]``.
+
+    Attributes:
+        window: Real steps of one trial.
+        growth: Largest growth of the horizon from one real step to the next.
+        least_gain: Jumps happen only where the path supports this much more than the user's own step.
+        probe_every: A verdict by probe every this many trials at most; the gap doubles from one up to it.
+        caution: The horizon is divided by this after a failed trial.
+        recovery: Kept trials after which one such division is taken back.
+    """
+
+    window: int = attrs.field(default=20, validator=between(1))
+    growth: float = attrs.field(default=1.15, validator=between(1.0, low_open=True))
+    least_gain: float = attrs.field(default=0.15, validator=between(0.0))
+    probe_every: int = attrs.field(default=16, validator=between(1))
+    caution: float = attrs.field(default=2.0, validator=between(1.0, low_open=True))
+    recovery: int = attrs.field(default=16, validator=between(1))
+
+
+class Credit:
+    """Every real update is followed by a predicted repetition worth h - 1 more steps.
+
+    h is the reach of the path (`hybridcore.reach.Reach`), raised by at most `growth` a step, divided by
+    `caution` after a failed trial, and never below one: the user's own step is the floor (F84). Trials of
+    `window` real steps are guarded, and every now and then judged by probe.
+
+    Example:
+        >>> Credit().config.window
+        20
+    """
+
+    name: ClassVar[str] = "credit"
+    api_version: ClassVar[int] = API_VERSION
+    needs: ClassVar[frozenset[str]] = frozenset({"last-update", "reach", "window-means"})
+    Config: ClassVar[type] = CreditConfig
+
+    def __init__(self, config: CreditConfig | None = None) -> None:
+        self.config = config or CreditConfig()
+        self._h = 1.0
+        self._step = 0
+        self._divisor = 1.0
+        self._kept = 0
+        self._trials = 0
+        self._next_probe = 1
+        self._gap = 1
+
+    def choose(self, state: EngineState) -> Action:
+        """Repeat the last update h - 1 times, or rest until the next sample of the reach."""
+        c = self.config
+        if state.phase is Phase.PREDICT:
+            return Action(Phase.CORRECT, 1, "Correct follows Predict", observe=True)
+        target = state.reach / self._divisor if math.isfinite(state.reach) else 1.0
+        allowed = self._h * c.growth ** min(max(1, state.step - self._step), 100)
+        self._h = max(1.0, min(target, allowed))
+        self._step = state.step
+        fading = state.learning_rate < 0.5 * state.peak_learning_rate
+        if self._h < 1.0 + c.least_gain or fading:
+            reason = (
+                "the learning rate is in its decay" if fading else f"the path supports {target:.3g} steps"
+            )
+            return self._rest(state, reason)
+        if not state.may_predict:
+            return Action(Phase.FULL, 1, state.why_not or "Predict is not allowed", observe=True)
+        name = state.default_predictor
+        if not state.predictor_ready.get(name, False):
+            return Action(Phase.FULL, 1, f"predictor {name!r} is not ready", observe=True)
+        probe = state.trial_steps_left == 0 and self._trials + 1 >= self._next_probe
+        return Action(
+            Phase.PREDICT,
+            0,
+            f"the path supports {target:.3g} steps, going {self._h:.3g}",
+            predictor=name,
+            horizon=self._h - 1.0,
+            settle=c.window,
+            judge="probe" if probe else "guard",
+            continuous=True,
+        )
+
+    def _rest(self, state: EngineState, reason: str) -> Action:
+        wait = state.next_sample - state.step - 2
+        if wait > 0 and state.trial_steps_left == 0:
+            return Action(Phase.FULL, wait, reason, observe=False)
+        return Action(Phase.FULL, 2, reason, observe=True)
+
+    def proceed(self, state: EngineState) -> bool:
+        """Continuous jumps are whole."""
+        return True
+
+    def feedback(self, outcome: Outcome) -> None:
+        """Divide the horizon after a failure; take a division back after a row of kept trials."""
+        c = self.config
+        self._trials += 1
+        if not outcome.kept:
+            if outcome.jumps == 0:
+                return
+            self._divisor *= c.caution
+            self._h = max(1.0, self._h / c.caution)
+            self._kept = 0
+            return
+        self._kept += 1
+        if self._divisor > 1.0 and self._kept >= c.recovery:
+            self._divisor /= c.caution
+            self._kept = 0
+        if math.isfinite(outcome.gain):
+            self._gap = min(2 * self._gap, c.probe_every)
+            self._next_probe = self._trials + self._gap
+
+    def state_dict(self) -> dict[str, Any]:
+        """State as plain data."""
+        return {k: v for k, v in vars(self).items() if k != "config"}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Put back what `state_dict` gave."""
+        for key, value in state.items():
+            setattr(self, key, value)

@@ -1,0 +1,117 @@
+"""How far one step could reach: the horizon that the path so far supports, without any probe."""
+
+from __future__ import annotations
+
+import math
+from types import ModuleType
+from typing import Any
+
+from hybridcore.history import History, dot, norm
+from hybridcore.layout import Buckets
+from hybridcore.protocols import Adapter
+
+__all__ = ["Reach"]
+
+
+class Reach:
+    """Distance over gradients (DoG), measured on the optimizer's own updates.
+
+    With real updates u_t (before any jump), distance ``r = max_t |w_t - w_0|`` from the start and a first
+    moment with coefficient beta, the multiple of the user's step that the path supports is ::
+
+        h = (1 - beta) * r / sqrt(sum_t |u_t - beta u_{t-1}|^2)
+
+    For plain SGD, u_t = -eta g_t, and h * eta is the step size of Ivgi, Hinder and Carmon, "DoG is SGD's
+    best friend: a parameter-free dynamic step size schedule" (ICML 2023), eq. (1). Taking beta times the
+    last update away recovers the fresh part of a momentum update, which has no memory: for heavy ball it is
+    ``-eta g_t``, for Adam about ``-eta (1 - beta) g_t / sqrt(v_t)``. Without that correction, correlated
+    updates make the sum too small and the steps of Adam diverge.
+
+    The sum is sampled: after the first steps only every `interval` steps, each sample counting for the
+    steps since the one before it.
+
+    Args:
+        xp: Array namespace of the buckets.
+        sample_share: The interval grows as this share of the steps so far.
+        max_interval: Longest interval, in real steps.
+
+    Example:
+        >>> import array_api_compat.numpy as xp
+        >>> math.isnan(Reach(xp).horizon)
+        True
+    """
+
+    def __init__(self, xp: ModuleType, *, sample_share: float = 0.02, max_interval: int = 25) -> None:
+        self._xp = xp
+        self._share, self._max_interval = sample_share, max_interval
+        self._origin: Buckets | None = None
+        self._sum = 0.0
+        self._distance = 0.0
+        self._counted = 0
+        self._samples = 0
+        self.horizon = math.nan
+
+    @property
+    def next_sample(self) -> int:
+        """Real step whose update should be sampled next."""
+        return self._counted + max(1, min(self._max_interval, int(self._share * self._counted)))
+
+    def start(self, adapter: Adapter) -> None:
+        """Note where the path begins."""
+        self._origin = adapter.read_params()
+
+    def due(self, step: int) -> bool:
+        """Whether the update of this real step should be sampled."""
+        return step >= self.next_sample
+
+    def sample(self, step: int, history: History, adapter: Adapter) -> None:
+        """Take in the update of the real step just taken.
+
+        Args:
+            step: Real steps so far.
+            history: Gives the last two updates.
+            adapter: Gives the weights and the memory of the first moment.
+        """
+        if self._origin is None:
+            return
+        update, older = history.updates()
+        beta = 1.0 - 1.0 / max(adapter.momentum_memory, 1.0)
+        squared = norm(update, self._xp) ** 2
+        if beta > 0.0 and older is not None:
+            squared += beta * beta * norm(older, self._xp) ** 2 - 2.0 * beta * dot(update, older, self._xp)
+            squared = max(squared, 0.0) / (1.0 - beta) ** 2
+        elif beta > 0.0 and self._samples:
+            return  # one update of a pair says nothing about its fresh part; the next one will
+        if not math.isfinite(squared):
+            return
+        self._sum += squared * (step - self._counted)
+        self._counted = step
+        self._samples += 1
+        now = adapter.read_params()
+        gap = norm(tuple(a - b for a, b in zip(now, self._origin, strict=True)), self._xp)
+        if math.isfinite(gap):
+            self._distance = max(self._distance, gap)
+        if self._sum > 0.0:
+            self.horizon = self._distance / math.sqrt(self._sum)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The numbers, without the origin, as plain data."""
+        return {
+            "sum": self._sum,
+            "distance": self._distance,
+            "counted": self._counted,
+            "samples": self._samples,
+            "horizon": self.horizon,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Put back what `state_dict` gave."""
+        self._sum, self._distance = state["sum"], state["distance"]
+        self._counted, self._samples = state["counted"], state["samples"]
+        self.horizon = state["horizon"]
+
+    def forget_distance(self, state: dict[str, Any]) -> None:
+        """After a failed trial: keep the steps counted, but take the distance from before it."""
+        self._distance = state["distance"]
+        if self._sum > 0.0:
+            self.horizon = self._distance / math.sqrt(self._sum)

@@ -1,0 +1,196 @@
+"""The figure of a comparison: validation loss against wall clock and against cost, for all arms (F90)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from hybridcore.compare import Comparison
+from hybridcore.errors import PluginError
+from hybridcore.records import RunRecord
+
+__all__ = ["draw", "save_figure"]
+
+_COLOURS = {
+    "baseline": "#222222",
+    "hybrid": "#0b6fd1",
+    "none": "#9a9a9a",
+    "frozen": "#b07aa1",
+    "random": "#d4a017",
+    "tuned": "#1b8a5a",
+}
+_MAIN = ("baseline", "hybrid", "tuned")
+_RATES = ("#f2a07b", "#e06c4f", "#b8402f", "#7d2018")
+_MARKS = (("jumps", "#0b6fd1"), ("kept", "#1b8a5a"), ("failed", "#c62828"))
+
+
+def save_figure(comparison: Comparison, path: str | Path) -> Path:
+    """Draw the comparison and write it as PNG.
+
+    Args:
+        comparison: The runs.
+        path: The file; its folder is made if missing.
+
+    Raises:
+        PluginError: matplotlib is not installed.
+    """
+    figure = draw(comparison)
+    file = Path(path)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(file, dpi=150)
+    return file
+
+
+def draw(comparison: Comparison) -> Any:
+    """The comparison as a matplotlib figure, independent of pyplot's state.
+
+    Left against training seconds, right against cost; the lowest seed thick, the other seeds of
+    baseline, hybrid and tuned thin. Below each
+    panel, the events of the hybrid run of the lowest seed.
+
+    Raises:
+        PluginError: matplotlib is not installed.
+    """
+    figure_class = _matplotlib_figure()
+    figure = figure_class(figsize=(12, 5.8), layout="constrained")
+    grid = figure.subplots(2, 2, sharex="col", height_ratios=[6, 1])
+    colours = _assign_colours([row.arm for row in comparison.rows] or [r.arm for r in comparison.records])
+    panels = (("elapsed", "training time (s), evaluation excluded"), ("cost", "cost (real-step equivalents)"))
+    for column, (axis_key, label) in enumerate(panels):
+        top, bottom = grid[0][column], grid[1][column]
+        _curves(top, comparison, axis_key, colours)
+        _events(bottom, comparison, axis_key)
+        bottom.set_xlabel(label)
+    grid[0][0].set_ylabel("validation loss")
+    handles, labels = grid[0][0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=min(len(labels), 6), frameon=False)
+    figure.suptitle(_title(comparison), fontsize=11)
+    return figure
+
+
+def _matplotlib_figure() -> Any:
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg  # noqa: F401 - the backend of savefig
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise PluginError(
+            "figures need matplotlib, which is not installed",
+            where="hybridcore.report.figure",
+            got=str(error),
+            fix="pip install 'hybridcore[report]'",
+        ) from error
+    return Figure
+
+
+def _assign_colours(arms: Sequence[str]) -> dict[str, str]:
+    rates = [arm for arm in dict.fromkeys(arms) if arm.startswith("lr-x")]
+    colours = {arm: _RATES[place % len(_RATES)] for place, arm in enumerate(rates)}
+    return {arm: colours.get(arm, _COLOURS.get(arm, "#555555")) for arm in arms}
+
+
+def _curves(axis: Any, comparison: Comparison, key: str, colours: dict[str, str]) -> None:
+    seen: set[str] = set()
+    losses = []
+    for record in comparison.records:
+        points = [(getattr(e, key), e.loss) for e in record.evaluations if math.isfinite(e.loss)]
+        if not points:
+            continue
+        first = record.arm not in seen
+        main = record.arm in _MAIN
+        if not (first or main):
+            continue  # controls once: their other seeds are in the table
+        seen.add(record.arm)
+        losses += [loss for _, loss in points]
+        axis.plot(
+            *zip(*points, strict=True),
+            color=colours.get(record.arm, "#555555"),
+            linewidth=(2.2 if main else 1.3) if first else 0.8,
+            alpha=1.0 if first else 0.45,
+            linestyle="-" if main else "--",
+            zorder=3 if record.arm == "hybrid" else 2,
+            label=record.arm if first else None,
+        )
+    if comparison.targets:
+        seed, target = min(comparison.targets.items())
+        label = f"target {target:.4g} (seed {seed})"
+        axis.axhline(target, color="#222222", linewidth=1, linestyle=":", label=label)
+    if losses and min(losses) > 0:
+        _limit(axis, losses, comparison)
+    axis.grid(alpha=0.25, which="both")
+    axis.spines[["top", "right"]].set_visible(False)
+
+
+def _limit(axis: Any, losses: list[float], comparison: Comparison) -> None:
+    """Logarithmic where the range asks for it; arms that blow up do not squeeze the others flat."""
+    starts = [r.evaluations[0].loss for r in comparison.records if r.evaluations]
+    highest = min(max(losses), 2.0 * max(s for s in starts if math.isfinite(s)))
+    if highest / min(losses) > 5.0:
+        from matplotlib.ticker import LogLocator, StrMethodFormatter
+
+        axis.set_yscale("log")
+        axis.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+        axis.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+        axis.yaxis.set_minor_formatter("")
+        axis.set_ylim(0.9 * min(losses), 1.1 * highest)
+    else:
+        margin = 0.05 * (highest - min(losses)) or 0.05 * highest
+        axis.set_ylim(min(losses) - margin, highest + margin)
+
+
+def _events(axis: Any, comparison: Comparison, key: str) -> None:
+    """Jumps, kept and failed verdicts of one hybrid run, on three lines."""
+    record = next((r for r in comparison.records if r.arm == "hybrid"), None)
+    axis.set_yticks(range(3), [name for name, _ in reversed(_MARKS)], fontsize=8)
+    axis.set_ylim(-0.6, 2.6)
+    axis.spines[["top", "right", "left"]].set_visible(False)
+    axis.tick_params(axis="y", length=0)
+    if record is None:
+        return
+    verdicts = {kept: [v for v in record.verdicts if bool(v["kept"]) is kept] for kept in (True, False)}
+    events = {"jumps": record.jumps, "kept": verdicts[True], "failed": verdicts[False]}
+    for line, (name, colour) in zip((2, 1, 0), _MARKS, strict=True):
+        places = _places(record, [e["step"] for e in events[name]], key)
+        axis.vlines(places, line - 0.4, line + 0.4, color=colour, linewidth=1.1)
+        axis.annotate(
+            str(len(places)),
+            (1.0, line),
+            xycoords=("axes fraction", "data"),
+            xytext=(4, 0),
+            textcoords="offset points",
+            va="center",
+            fontsize=8,
+            color=colour,
+        )
+
+
+def _places(record: RunRecord, steps: Sequence[float], key: str) -> list[float]:
+    """Where real steps lie on an axis, between the evaluations around them."""
+    known = [e.step for e in record.evaluations]
+    values = [getattr(e, key) for e in record.evaluations]
+    return [float(x) for x in np.interp(steps, known, values)] if known and steps else []
+
+
+def _title(comparison: Comparison) -> str:
+    start = comparison.records[0].start if comparison.records else {}
+    seeds = len({record.seed for record in comparison.records})
+    parts = [str(start.get("task", "")), str(start.get("framework", "")), f"{seeds} seed{'s' * (seeds != 1)}"]
+    hybrid = next((row for row in comparison.rows if row.arm == "hybrid"), None)
+    if hybrid is not None and not math.isnan(hybrid.speedup_wall):
+        parts.append(
+            f"hybrid to target: {hybrid.speedup_wall:.2f}x in time, {hybrid.speedup_cost:.2f}x in cost"
+            if hybrid.speedup_cost > 0
+            else "hybrid misses the target"
+        )
+    controls = [row for row in comparison.rows if row.arm not in ("baseline", "hybrid")]
+    best = max(controls, key=lambda row: row.speedup_wall, default=None)
+    if best is not None and best.speedup_wall > 0:
+        parts.append(f"best control {best.arm}: {best.speedup_wall:.2f}x, {best.speedup_cost:.2f}x")
+    lowest = min((record.seed for record in comparison.records), default=0)
+    note = f"event rows: hybrid run of seed {lowest}"
+    if seeds > 1:
+        note = f"thick: seed {lowest}, thin: other seeds; {note}; speed-ups: medians over seeds"
+    return " · ".join(part for part in parts if part) + "\n" + note

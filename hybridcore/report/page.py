@@ -1,0 +1,129 @@
+"""The report as one self-contained HTML page (F90)."""
+
+from __future__ import annotations
+
+import base64
+import io
+import math
+from collections.abc import Iterable, Sequence
+from html import escape
+from pathlib import Path
+
+from hybridcore.compare import Comparison
+from hybridcore.records import RunRecord
+from hybridcore.report.figure import draw
+from hybridcore.report.table import arm_cells, arm_columns, number, summary_lines
+
+__all__ = ["render_page", "save_page"]
+
+_STYLE = """
+body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 76rem; padding: 0 1rem }
+h1 { font-size: 1.5rem } h2 { font-size: 1.15rem; margin-top: 2rem }
+img { max-width: 100% } .wide { overflow-x: auto }
+table { border-collapse: collapse; font-variant-numeric: tabular-nums }
+th, td { padding: .25rem .7rem; text-align: right; border-bottom: 1px solid #ddd; white-space: nowrap }
+th:first-child, td:first-child { text-align: left }
+caption { caption-side: bottom; text-align: left; color: #666; padding-top: .4rem }
+"""
+
+
+def save_page(comparison: Comparison, path: str | Path) -> Path:
+    """Write the page; it needs no other file.
+
+    Raises:
+        PluginError: matplotlib is not installed.
+    """
+    file = Path(path)
+    text = render_page(comparison)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(text, encoding="utf-8")
+    return file
+
+
+def render_page(comparison: Comparison) -> str:
+    """The page as HTML text: figure, arms, the hybrid run's verdicts and phases, and how it was run.
+
+    Raises:
+        PluginError: matplotlib is not installed.
+    """
+    start = comparison.records[0].start
+    title = f"{start.get('task', 'run')} on {start.get('framework', 'unknown framework')}"
+    parts = [
+        f"<h1>{escape(title)}</h1>",
+        f'<img alt="Validation loss against training time and cost" src="{_image(comparison)}">',
+        "<h2>Arms</h2>",
+        _table(
+            arm_columns(),
+            [arm_cells(row) for row in comparison.rows],
+            "Medians over seeds; speed-up: median (lowest seed). A missed target counts as infinite time.",
+        ),
+    ]
+    hybrid = next((record for record in comparison.records if record.arm == "hybrid"), None)
+    if hybrid is not None:
+        parts += _hybrid(hybrid)
+    parts += ["<h2>How it was run</h2>", _table(("", ""), _origin(comparison))]
+    if comparison.interrupted:
+        parts.insert(1, "<p><b>Interrupted: the page shows what was measured so far.</b></p>")
+    body = "\n".join(parts)
+    return (
+        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{escape(title)}</title>'
+        f"<style>{_STYLE}</style></head>\n<body>\n{body}\n</body></html>\n"
+    )
+
+
+def _hybrid(record: RunRecord) -> list[str]:
+    parts = [f"<h2>Hybrid run, seed {record.seed}</h2>"]
+    if record.summary is not None:
+        parts.append(_table(("", ""), summary_lines(record.summary)))
+    parts += [
+        "<h2>Loss by phase</h2>",
+        _table(("phase", "real steps", "mean training loss"), _phases(record)),
+    ]
+    if record.verdicts:
+        keys = ("step", "predictor", "horizon", "jumps", "kept", "gain", "credit_steps", "reason")
+        rows = [[_cell(verdict.get(key)) for key in keys] for verdict in record.verdicts]
+        headings = [key.replace("_", " ") for key in keys]
+        parts += ["<h2>Verdicts</h2>", _table(headings, rows)]
+    return parts
+
+
+def _phases(record: RunRecord) -> list[tuple[str, str, str]]:
+    by_phase: dict[str, list[float]] = {}
+    for step in record.steps:
+        if step.get("loss") is not None:
+            by_phase.setdefault(str(step.get("phase")), []).append(float(step["loss"]))
+    return [
+        (phase, str(len(losses)), number(math.fsum(losses) / len(losses)))
+        for phase, losses in by_phase.items()
+    ]
+
+
+def _origin(comparison: Comparison) -> list[tuple[str, str]]:
+    start = comparison.records[0].start
+    versions = ", ".join(f"{name} {version}" for name, version in start.get("versions", {}).items())
+    return [
+        ("seeds", ", ".join(str(seed) for seed in sorted({r.seed for r in comparison.records}))),
+        ("parameters", str(start.get("parameters", ""))),
+        ("versions", versions),
+        ("started", str(start.get("time", ""))),
+    ]
+
+
+def _cell(value: object) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return number(value) if isinstance(value, int | float) or value is None else str(value)
+
+
+def _table(headings: Sequence[str], rows: Iterable[Sequence[str]], caption: str = "") -> str:
+    head = "".join(f"<th>{escape(heading)}</th>" for heading in headings)
+    body = "".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
+    note = f"<caption>{escape(caption)}</caption>" if caption else ""
+    shown = f"<thead><tr>{head}</tr></thead>" if any(headings) else ""
+    return f'<div class="wide"><table>{note}{shown}<tbody>{body}</tbody></table></div>'
+
+
+def _image(comparison: Comparison) -> str:
+    buffer = io.BytesIO()
+    draw(comparison).savefig(buffer, format="png", dpi=150)
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()

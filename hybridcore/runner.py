@@ -1,0 +1,339 @@
+"""Trains one arm of a task from start to end and records it (F46, F47, F72, F77)."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import platform
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import attrs
+
+from hybridcore import __version__
+from hybridcore.arms import plan_arm
+from hybridcore.baseline import Baseline
+from hybridcore.clock import Stopwatch
+from hybridcore.components import build_component, import_function
+from hybridcore.config import HybridConfig
+from hybridcore.configfile import config_to_dict, dump_config
+from hybridcore.errors import AdapterNotFoundError, DivergenceError, MetricsError, TaskError
+from hybridcore.events import Event, EventBus, Listener
+from hybridcore.metrics import SCHEMA, MetricsWriter, plain_json
+from hybridcore.protocols import StepResult, TaskRun
+from hybridcore.records import Evaluation, final_loss, loss_gap, speedup, speedup_bound
+
+if TYPE_CHECKING:
+    from hybridcore.plugins import Registry
+
+__all__ = ["RunResult", "build_task", "require_unused", "run_task", "train", "write_json"]
+
+logger = logging.getLogger("hybridcore")
+
+_STALLED = 10_000
+"""Batches in a row without a real step after which a run cannot be going anywhere."""
+
+
+class Stepper(Protocol):
+    """What is trained with: the engine, or the plain loop."""
+
+    @property
+    def real_steps(self) -> int:
+        """Real steps so far."""
+        ...
+
+    def step(self, batch: Any) -> StepResult:
+        """Use one batch."""
+        ...
+
+    def summary(self) -> dict[str, Any]:
+        """Counts so far."""
+        ...
+
+    def finish(self) -> dict[str, Any]:
+        """Close what is open and give the summary."""
+        ...
+
+
+@attrs.frozen
+class RunResult:
+    """A finished, or interrupted, run.
+
+    Attributes:
+        arm: Arm of the comparison.
+        seed: Its seed.
+        directory: Folder with ``metrics.jsonl``, ``summary.json`` and ``config.toml``.
+        evaluations: Validation results in order.
+        summary: What ``run-end`` holds.
+        interrupted: The user stopped it.
+    """
+
+    arm: str
+    seed: int
+    directory: Path
+    evaluations: tuple[Evaluation, ...]
+    summary: dict[str, Any]
+    interrupted: bool
+
+    @property
+    def final_loss(self) -> float:
+        """Last validation loss; infinite where there is none."""
+        return final_loss(self.evaluations)
+
+
+def run_task(
+    config: HybridConfig,
+    *,
+    arm: str = "hybrid",
+    out_dir: str | Path,
+    progress: Listener | None = None,
+    registry: Registry | None = None,
+    baseline: tuple[Evaluation, ...] | None = None,
+) -> RunResult:
+    """Train, evaluate and record one arm.
+
+    Args:
+        config: The configuration.
+        arm: One of `hybridcore.arms.ARMS`, or ``lr-x<factor>``.
+        out_dir: Folder for the run's files; made when the first record is written.
+        progress: Hears every event.
+        registry: Where names are looked up; loaded from the installed plugins if None.
+        baseline: Evaluations of the paired baseline; without them `speedup` and `loss_gap` stay None.
+
+    Returns:
+        The result. A KeyboardInterrupt ends the run early and is noted there, not raised.
+
+    Raises:
+        HybridCoreError: The task cannot be built, a component is unknown, or the run diverged.
+    """
+    if registry is None:
+        from hybridcore.plugins import load_registry
+
+        registry = load_registry(config.plugins.load, config.plugins.block)
+    if arm == "tuned":
+        from hybridcore.tuning import tune
+
+        return tune(config, out_dir=out_dir, progress=progress, registry=registry, baseline=baseline).best
+    plan = plan_arm(config, arm, registry)
+    return train(plan.config, arm, plan.engine, Path(out_dir), progress, registry, baseline)
+
+
+def train(
+    config: HybridConfig,
+    arm: str,
+    engine: bool,
+    out_dir: Path,
+    progress: Listener | None,
+    registry: Registry,
+    baseline: tuple[Evaluation, ...] | None = None,
+) -> RunResult:
+    """`run_task` after the arm is planned: with this configuration, under this label."""
+    task = build_task(config, registry)
+    events, clock = EventBus(), Stopwatch()
+    with MetricsWriter(out_dir / "metrics.jsonl") as writer:
+        events.listen(writer)
+        if progress is not None:
+            events.listen(progress)
+        with clock.paused():
+            events.emit(Event.RUN_START, **_start(config, arm, task))
+            (out_dir / "config.toml").write_text(dump_config(config), encoding="utf-8")
+        return _Loop(config, arm, task, events, clock, out_dir).run(engine, registry, baseline)
+
+
+class _Loop:
+    """The training loop of one run."""
+
+    def __init__(
+        self,
+        config: HybridConfig,
+        arm: str,
+        task: TaskRun,
+        events: EventBus,
+        clock: Stopwatch,
+        out_dir: Path,
+    ) -> None:
+        self._config, self._arm, self._task = config, arm, task
+        self._events, self._clock, self._out_dir = events, clock, out_dir
+        self._evaluations: list[Evaluation] = []
+
+    def run(self, engine: bool, registry: Registry, baseline: tuple[Evaluation, ...] | None) -> RunResult:
+        stepper, interrupted = self._stepper(engine, registry), False
+        try:
+            self._evaluate(stepper)
+            self._train(stepper)
+            stepper.finish()
+            self._evaluate(stepper)
+        except KeyboardInterrupt:
+            interrupted = True
+            logger.warning("interrupted after %d real steps", stepper.real_steps)
+        summary = self._summary(stepper, interrupted, baseline)
+        self._events.emit(Event.RUN_END, **summary)
+        write_json(
+            self._out_dir / "summary.json", {"arm": self._arm, "seed": self._config.run.seed, **summary}
+        )
+        return RunResult(
+            self._arm,
+            self._config.run.seed,
+            self._out_dir,
+            tuple(self._evaluations),
+            summary,
+            interrupted,
+        )
+
+    def _stepper(self, engine: bool, registry: Registry) -> Stepper:
+        adapter = self._task.adapter
+        if not engine:
+            return Baseline(adapter, self._events, self._clock, self._config.metrics.step_every)
+        from hybridcore.engine import Engine
+
+        return Engine.from_config(
+            adapter,
+            self._config,
+            probes=self._task.probes,
+            registry=registry,
+            events=self._events,
+            clock=self._clock,
+        )
+
+    def _train(self, stepper: Stepper) -> None:
+        run, stalled = self._config.run, 0
+        for batch in self._task.batches:
+            before = stepper.real_steps
+            stepper.step(batch)
+            if stepper.real_steps == before:
+                stalled += 1
+                if stalled > _STALLED:
+                    raise DivergenceError(
+                        f"no real step in {stalled} batches",
+                        where=f"step {before}",
+                        fix="lower phases.predict_steps",
+                    )
+                continue
+            stalled = 0
+            if self._task.schedule_step is not None:
+                self._task.schedule_step()
+            if stepper.real_steps >= run.steps:
+                return
+            if stepper.real_steps % run.evaluate_every == 0:
+                self._evaluate(stepper)
+        raise TaskError(
+            f"the training batches ended after {stepper.real_steps} of {run.steps} real steps",
+            where=f"task {self._config.task.name!r}",
+            expected="an endless stream of batches",
+            fix="repeat the data, for example with itertools.cycle, or lower run.steps",
+        )
+
+    def _evaluate(self, stepper: Stepper) -> None:
+        self._task.adapter.synchronize()  # work still under way on the device is training time
+        with self._clock.paused():
+            found = self._task.evaluate()
+            metrics = dict(found) if isinstance(found, Mapping) else {"loss": found}
+            counts = stepper.summary()
+            values = {name: plain_json(float(value)) for name, value in metrics.items()}
+            loss = values.pop("loss")
+            evaluation = Evaluation(
+                step=stepper.real_steps,
+                cost=float(counts["cost"]),
+                elapsed=float(counts["elapsed"]),
+                backward_passes=int(counts["backward_passes"]),
+                loss=float("inf") if loss is None else loss,
+                metrics=values,
+            )
+            self._evaluations.append(evaluation)
+            record = attrs.asdict(evaluation)
+            self._events.emit(Event.EVALUATION, **{**record.pop("metrics"), **record})
+
+    def _summary(
+        self, stepper: Stepper, interrupted: bool, baseline: tuple[Evaluation, ...] | None
+    ) -> dict[str, Any]:
+        summary = stepper.summary()
+        real, predicted = summary["real_steps"], summary["predicted_steps"]
+        share = predicted / (real + predicted) if real + predicted else 0.0
+        forward_free = self._config.phases.predict_mode == "jump" or not self._config.phases.forward_every
+        gain = speedup(self._evaluations, baseline)
+        return {
+            **summary,
+            "interrupted": interrupted,
+            "final_loss": plain_json(final_loss(self._evaluations)),
+            "speedup": None if gain is None else gain.wall,
+            "speedup_cost": None if gain is None else gain.cost,
+            "speedup_bound": speedup_bound(share, forward=0.0 if forward_free else 1.0 / 3.0),
+            "loss_gap": loss_gap(self._evaluations, baseline),
+        }
+
+
+def build_task(config: HybridConfig, registry: Registry) -> TaskRun:
+    """Data, model and optimizer that the configuration names.
+
+    Raises:
+        HybridCoreError: The task is unknown, its options are wrong, or it does not serve the framework.
+    """
+    name, run = config.task.name, config.run
+    if ":" in name:
+        made = import_function(name)(
+            framework=run.framework, seed=run.seed, device=run.device, **config.task.options
+        )
+        if not isinstance(made, TaskRun):
+            raise TaskError(
+                "the task's function returned something else than a TaskRun",
+                where="task.name",
+                got=type(made).__name__,
+                expected="hybridcore.protocols.TaskRun",
+                fix=f"return TaskRun(adapter=..., batches=..., probes=..., evaluate=...) from {name}",
+            )
+        return made
+    task = build_component(registry.get("task", name), config.task.options, "task")
+    built: TaskRun = task.build(run.framework, run.seed, run.device)
+    return built
+
+
+def require_unused(folder: Path) -> None:
+    """Make sure that no earlier run is overwritten or mixed in.
+
+    Raises:
+        MetricsError: The folder, or one below it, holds a run already.
+    """
+    used = next(folder.rglob("metrics.jsonl"), None) if folder.is_dir() else None
+    if used is not None:
+        raise MetricsError(
+            "the folder holds a run already",
+            where=str(folder),
+            got=str(used),
+            expected="a new or empty folder",
+            fix="name another folder, or remove the old runs",
+        )
+
+
+def write_json(path: Path, data: Mapping[str, Any]) -> None:
+    """Write plain data so that a reader sees the old file or the whole new one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name(path.name + ".part")
+    unfinished.write_text(json.dumps(plain_json(data), indent=2, allow_nan=False) + "\n", encoding="utf-8")
+    os.replace(unfinished, path)  # noqa: PTH105 - Path.replace is the same call
+
+
+def _start(config: HybridConfig, arm: str, task: TaskRun) -> dict[str, Any]:
+    return {
+        "schema": SCHEMA,
+        "task": config.task.name,
+        "framework": config.run.framework,
+        "seed": config.run.seed,
+        "arm": arm,
+        "parameters": task.adapter.layout.total,
+        "config": config_to_dict(config),
+        "versions": _versions(config.run.framework),
+        "time": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+
+
+def _versions(framework: str) -> dict[str, str]:
+    from hybridcore.plugins import load_framework
+
+    versions = {"python": platform.python_version(), "hybridcore": __version__}
+    try:
+        return versions | load_framework(framework).versions()
+    except AdapterNotFoundError:
+        return versions  # a task by module:function may bring an adapter of its own

@@ -1,0 +1,145 @@
+from __future__ import annotations
+
+import itertools
+import json
+import math
+
+import attrs
+import pytest
+
+from hybridcore.compare import compare, read_comparison, summarise
+from hybridcore.errors import ConfigError, MetricsError
+from hybridcore.records import Evaluation, RunRecord, read_run
+
+
+def record(tmp_path, arm, seed, losses, *, seconds=0.1, summary=None):
+    evaluations = tuple(
+        Evaluation(10 * i, 10.0 * i, 10 * i * seconds, 10 * i, loss) for i, loss in enumerate(losses)
+    )
+    ended = {"backward_passes": 30, "predicted_steps": 0.0, "speedup_bound": 1.0, "interrupted": False}
+    start = {"arm": arm, "seed": seed}
+    return RunRecord(
+        tmp_path, start, (), evaluations, (), (), (), (), (), ended if summary is None else summary
+    )
+
+
+def test_all_arms_and_seeds_are_run_and_written(tmp_path, registry, configuration):
+    out = tmp_path / "cmp"
+    arms = ("hybrid", "none", "lr-x3")
+    result = compare(configuration(), out_dir=out, arms=arms, seeds=(0, 1, 2), registry=registry)
+    assert [row.arm for row in result.rows] == ["baseline", "hybrid", "none", "lr-x3"]
+    assert all(row.runs == 3 for row in result.rows)
+    base, none = result.row("baseline"), result.row("none")
+    assert (base.speedup_cost, base.speedup_wall, base.loss_gap, base.missed) == (1.0, 1.0, 0.0, 0)
+    assert none.loss_gap == 0.0
+    assert none.cost_to_target == base.cost_to_target
+    assert result.row("lr-x3").speedup_cost > 1.2
+    for seed, target in result.targets.items():
+        assert target == read_run(out / "baseline" / f"seed-{seed}").final_loss
+    assert read_comparison(out) == result
+
+    written = json.loads((out / "comparison.json").read_text())
+    assert len(written["runs"]) == 12
+    assert {run["directory"] for run in written["runs"]} == {
+        f"{arm}/seed-{seed}" for arm in ("baseline", *arms) for seed in range(3)
+    }
+    assert written["rows"][0]["arm"] == "baseline"
+    summary = json.loads((out / "lr-x3" / "seed-1" / "summary.json").read_text())
+    assert summary["speedup_cost"] > 1.0
+    assert summary["loss_gap"] < 0.0
+
+
+def test_arms_share_initial_weights_and_batches(tmp_path, registry, configuration):
+    result = compare(
+        configuration(), out_dir=tmp_path, arms=("hybrid", "random"), seeds=(5,), registry=registry
+    )
+    first = {r.arm: (r.evaluations[0].loss, r.steps[0]["loss"], r.steps[5]["loss"]) for r in result.records}
+    assert len(set(first.values())) == 1
+
+
+def test_order_of_arms_is_reversed_in_every_other_seed(tmp_path, registry, configuration):
+    order = []
+
+    def note(event, payload):
+        if event == "run-start":
+            order.append((payload["arm"], payload["seed"]))
+
+    compare(
+        configuration(), out_dir=tmp_path, arms=("hybrid",), seeds=(0, 1), registry=registry, progress=note
+    )
+    assert order == [("baseline", 0), ("hybrid", 0), ("hybrid", 1), ("baseline", 1)]
+
+
+def test_tuned_is_swept_with_the_first_seed_only(tmp_path, registry, configuration):
+    result = compare(configuration(), out_dir=tmp_path, arms=("tuned",), seeds=(0, 1), registry=registry)
+    assert (tmp_path / "tuned" / "seed-0" / "tuning.json").exists()
+    assert not (tmp_path / "tuned" / "seed-1" / "candidates").exists()
+    rates = {r.start["config"]["task"]["learning_rate"] for r in result.records if r.arm == "tuned"}
+    assert len(rates) == 1
+    assert [r.arm for r in result.records] == ["baseline", "baseline", "tuned", "tuned"]
+
+
+def test_missed_target_counts_as_infinite_time_and_no_speed(tmp_path):
+    runs = [
+        record(tmp_path, "baseline", 0, [3.0, 2.0, 1.0]),
+        record(tmp_path, "hybrid", 0, [3.0, 2.5, 2.0]),
+    ]
+    row = summarise(runs, tmp_path).row("hybrid")
+    assert (row.missed, row.seconds_to_target, row.cost_to_target) == (1, math.inf, math.inf)
+    assert (row.speedup_wall, row.speedup_cost) == (0.0, 0.0)
+
+
+def test_speedups_are_ratios_per_seed_with_median_and_minimum(tmp_path):
+    runs = []
+    for seed, seconds in enumerate((0.05, 0.1, 0.2)):
+        runs.append(record(tmp_path, "baseline", seed, [3.0, 2.0, 1.0]))
+        runs.append(record(tmp_path, "hybrid", seed, [3.0, 1.0, 0.5], seconds=seconds))
+    row = summarise(runs, tmp_path).row("hybrid")
+    assert row.speedup_cost == row.speedup_cost_low == pytest.approx(2.0)
+    assert row.speedup_wall == pytest.approx(2.0)
+    assert row.speedup_wall_low == pytest.approx(1.0)
+    assert row.speedup_wall_interval == pytest.approx((1.0, 4.0))
+
+
+def test_without_a_baseline_nothing_is_claimed(tmp_path):
+    row = summarise([record(tmp_path, "hybrid", 0, [3.0, 1.0])], tmp_path).row("hybrid")
+    assert math.isnan(row.speedup_wall)
+    assert math.isnan(row.loss_gap)
+    assert row.final_loss == 1.0
+
+
+def test_interrupted_comparison_keeps_the_finished_runs(tmp_path, registry, configuration, toy):
+    built = itertools.count()
+    original = toy.build
+
+    def build(**options):
+        third_measured = next(built) == 4  # two builds are the warm-up
+        return original(**options, fail_at=30 if third_measured else None)
+
+    toy.build = build
+    result = compare(
+        configuration(), out_dir=tmp_path, arms=("hybrid", "none"), seeds=(0, 1), registry=registry
+    )
+    assert result.interrupted
+    assert [row.arm for row in result.rows] == ["baseline", "hybrid"]
+    assert json.loads((tmp_path / "comparison.json").read_text())["interrupted"] is True
+    assert len(result.records) == 3
+
+
+def test_folder_with_runs_is_not_mixed_with_new_ones(tmp_path, registry, configuration):
+    config = configuration()
+    short = attrs.evolve(config, run=attrs.evolve(config.run, steps=5))
+    compare(short, out_dir=tmp_path, arms=(), seeds=(0,), registry=registry)
+    with pytest.raises(MetricsError, match="holds a run already"):
+        compare(short, out_dir=tmp_path, arms=(), seeds=(0,), registry=registry)
+
+
+def test_unknown_arm_fails_before_anything_runs(tmp_path, registry, configuration):
+    with pytest.raises(ConfigError, match="did you mean 'hybrid'"):
+        compare(configuration(), out_dir=tmp_path / "x", arms=("hybird",), registry=registry)
+    assert not (tmp_path / "x").exists()
+
+
+def test_folder_without_runs_is_a_metrics_error(tmp_path):
+    with pytest.raises(MetricsError, match="no run"):
+        read_comparison(tmp_path)

@@ -1,0 +1,106 @@
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+
+import pytest
+from rich.console import Console
+
+from hybridcore.compare import compare, read_comparison
+from hybridcore.errors import PluginError
+from hybridcore.report.figure import draw, save_figure
+from hybridcore.report.page import render_page, save_page
+from hybridcore.report.table import comparison_table, number, summary_table
+
+
+@pytest.fixture
+def comparison(tmp_path, registry, configuration):
+    return compare(
+        configuration(), out_dir=tmp_path / "c", arms=("hybrid", "lr-x3"), seeds=(0, 1), registry=registry
+    )
+
+
+def text(renderable) -> str:
+    console = Console(width=200, record=True, file=open("/dev/null", "w"))  # noqa: PTH123, SIM115
+    console.print(renderable)
+    return console.export_text()
+
+
+def test_table_shows_every_arm_with_its_numbers(comparison):
+    lines = text(comparison_table(comparison)).splitlines()
+    row = next(line for line in lines if line.startswith("lr-x3"))
+    expected = comparison.row("lr-x3")
+    assert number(expected.final_loss) in row
+    assert f"{expected.speedup_cost:.2f} ({expected.speedup_cost_low:.2f})" in row
+    assert any(line.startswith("baseline") and "1.00 (1.00)" in line for line in lines)
+
+
+def test_summary_table_names_interruption_and_baseline_only_where_they_are(comparison):
+    summary = dict(comparison.records[0].summary)
+    plain = text(summary_table(summary))
+    assert "speed-up" not in plain
+    assert "interrupted" not in plain
+    full = text(summary_table({**summary, "interrupted": True, "speedup": 2.0, "speedup_cost": 1.5}))
+    assert "2 wall clock, 1.5 cost" in full
+    assert "interrupted" in full
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [(None, "-"), (float("nan"), "-"), (float("inf"), "inf"), (3.0, "3"), (0.123456, "0.1235"), (0.0, "0")],
+)
+def test_numbers_are_short(value, shown):
+    assert number(value) == shown
+
+
+def test_figure_draws_the_recorded_curves_against_both_axes(comparison):
+    figure = draw(comparison)
+    wall, cost, wall_events, cost_events = figure.axes
+    hybrid = next(r for r in comparison.records if r.arm == "hybrid" and r.seed == 0)
+    for axis, key in ((wall, "elapsed"), (cost, "cost")):
+        line = next(line for line in axis.lines if line.get_label() == "hybrid")
+        assert list(line.get_xdata()) == [getattr(e, key) for e in hybrid.evaluations]
+        assert list(line.get_ydata()) == [e.loss for e in hybrid.evaluations]
+        target = next(line for line in axis.lines if str(line.get_label()).startswith("target"))
+        assert target.get_ydata()[0] == comparison.targets[0]
+    for axis in (wall_events, cost_events):
+        drawn = [len(collection.get_segments()) for collection in axis.collections]
+        kept = sum(v["kept"] for v in hybrid.verdicts)
+        assert drawn == [len(hybrid.jumps), kept, len(hybrid.verdicts) - kept]
+    best = comparison.row("lr-x3")
+    assert f"best control lr-x3: {best.speedup_wall:.2f}x" in figure.get_suptitle()
+    assert {t.get_text() for t in figure.legends[0].get_texts()} >= {"baseline", "hybrid", "lr-x3"}
+
+
+def test_figure_and_page_are_written(comparison, tmp_path):
+    png = save_figure(comparison, tmp_path / "new" / "r.png")
+    assert png.read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
+    page = save_page(comparison, tmp_path / "r.html").read_text()
+    assert "<td>lr-x3</td>" in page
+    assert "data:image/png;base64," in page
+    assert not re.search(r'(src|href)="(?!data:)', page)
+
+
+def test_page_of_a_single_run_and_text_is_escaped(tmp_path, registry, configuration, toy):
+    from hybridcore.runner import run_task
+
+    run_task(configuration(), out_dir=tmp_path / "r", registry=registry)
+    single = read_comparison(tmp_path / "r")
+    assert "Hybrid run, seed 0" in render_page(single)
+    single.records[0].start["task"] = "<script>"
+    assert "<script>" not in render_page(single)
+
+
+def test_without_matplotlib_the_error_names_the_command(comparison, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    with pytest.raises(PluginError, match="figures need matplotlib") as caught:
+        draw(comparison)
+    assert caught.value.fix == "pip install 'hybridcore[report]'"
+
+
+def test_import_of_the_report_does_not_import_matplotlib():
+    code = (
+        "import sys, hybridcore.report.figure, hybridcore.report.page\nassert 'matplotlib' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
