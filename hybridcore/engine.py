@@ -444,8 +444,8 @@ class Engine:
         before = None
         opened = False
         if self._trials.trial is None:
-            trial = self._trials.open(action, self.real_steps, self.cost, self.predicted_steps)
-            trial.predictor = name
+            opening = self._trials.open(action, self.real_steps, self.cost, self.predicted_steps)
+            opening.predictor = name
             opened = True
             self._limiter.measure_weights(self.adapter)
             tentative = self.config.probe.tentative and self.config.phases.predict_mode == "jump"

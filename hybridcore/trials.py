@@ -227,7 +227,8 @@ class TrialKeeper:
         trial = self.trial
         assert trial is not None
         if trial.reference is None:
-            self._point = None  # A slope across the jump would credit the jump to the steps.
+            if not trial.continuous:
+                self._point = None  # A slope across the jump would credit the jump to the steps.
             return None
         latest = self._history.latest_mean()
         mean, age = latest if latest is not None else (None, 0.0)
