@@ -42,7 +42,7 @@ class Trial:
         loss_deviation: Its mean absolute deviation.
         seconds: Seconds of real steps when it opened.
         progress: Real steps at which the reference's losses were current; probes do not count.
-        covered: Optimizer steps predicted before it opened.
+        covered: Optimizer steps predicted until then.
         continuous: The jumps follow each real step.
         reach: State of the reach at the opening.
         previous: The continuous trial that ended where this one began, or None.
@@ -274,11 +274,11 @@ class TrialKeeper:
         if self._reach is not None and origin.reach is not None:
             self._reach.forget_distance(origin.reach)
         self._history.restart()
-        # The curve goes on from where it was; the steps of the trial were no progress.
-        known = origin.reference
         self._point = None
-        if known is not None:
-            self._point = (known.losses, origin.progress + steps, trial.covered + trial.predicted)
+        if origin.reference is not None:
+            # The curve goes on from where it was; what was undone, real or predicted, was no progress.
+            undone = trial.predicted + (origin.predicted if origin is not trial else 0.0)
+            self._point = (origin.reference.losses, origin.progress + steps, origin.covered + undone)
         return trial, origin
 
     def compare(self, before: NDArray[np.float64]) -> tuple[PairedDifference, str | None]:
@@ -312,9 +312,10 @@ class TrialKeeper:
             self._examples = examples
 
     def _reference(self, cost: float, predicted: float) -> tuple[Reference, float]:
-        """The curve now and its position in real steps; its slope is per step, probes left out.
+        """The curve before a jump, per real step of the user's own optimizer, and its place in real steps.
 
-        Where jumps happened between its two points, the progress is shared among real and predicted steps.
+        Where jumps happened between its two points, the progress is shared among real and predicted steps;
+        probes are no progress.
         """
         means = self._history.window_means
         latest = self._history.latest_mean()
