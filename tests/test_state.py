@@ -179,3 +179,18 @@ def test_a_kept_state_is_not_changed_by_later_steps():
     stats.observe(record(4, 9.0))
     assert kept["losses"] == [1.0, 2.0, 3.0]
     assert kept["steps"] == 3
+
+
+def test_f82_the_loss_deviation_is_a_sixteenth_average_of_distances_from_the_level_before():
+    losses = np.random.default_rng(5).standard_normal(60)
+    # Level before step n in closed form, then the same average of the distances, started at zero.
+    weigh = lambda n: np.r_[(15 / 16) ** (n - 1), (15 / 16) ** np.arange(n - 2, -1, -1.0) / 16]  # noqa: E731
+    away = np.array([0.0] + [abs(losses[n] - weigh(n) @ losses[:n]) for n in range(1, 60)])
+    assert fed(losses).loss_deviation == pytest.approx(float(weigh(60) @ away), rel=1e-9)
+
+
+def test_seconds_per_step_follow_the_recent_steps():
+    stats = Statistics()
+    for step in range(200):
+        stats.observe(record(step + 1, 1.0, seconds=9.0 if step < 50 else 2.0))
+    assert stats.seconds_per_step == pytest.approx(2.0 + 7.0 * 0.95**150)

@@ -34,8 +34,6 @@ def state(**fields):
         "predictor_ready": {"drift": True},
         "default_predictor": "drift",
         "window": 10,
-        "reach": math.nan,
-        "next_sample": 0,
     }
     return EngineState(**{**given, **fields})
 

@@ -1,0 +1,151 @@
+"""F57: for every field of the engine's tables, two values give two different runs of the reference model."""
+
+from __future__ import annotations
+
+import logging
+
+import attrs
+import numpy as np
+import pytest
+from engine_lab import Proposes, Scripted, bits, bowl, build, clouds, configure, correct, drive, full, predict
+
+from hybridcore.config import (
+    BudgetConfig,
+    GroupsConfig,
+    HistoryConfig,
+    MetricsConfig,
+    PhasesConfig,
+    ProbeConfig,
+    VerdictConfig,
+)
+from hybridcore.controllers.fixed import Fixed, FixedConfig
+from hybridcore.layout import ParamGroup, ParamLayout
+from hybridcore.predictors.drift import Drift
+from hybridcore.predictors.last_update import LastUpdate
+from hybridcore.protocols import OptimizerSpec
+
+TABLES = {
+    "phases": PhasesConfig,
+    "probe": ProbeConfig,
+    "verdict": VerdictConfig,
+    "budget": BudgetConfig,
+    "history": HistoryConfig,
+    "groups": GroupsConfig,
+    "metrics": MetricsConfig,
+}
+
+STEP = {"phases": {"predict_mode": "step", "predict_steps": 4}}
+TRUSTING = {"probe": {"tentative": False}}
+WILD = {"groups": {"max_relative_jump": 1e9}}
+TIGHT = {"share": 0.05, "grace_steps": 10.0, "backoff_steps": 4, "count_seconds": False}
+
+# Field: two values, what else is set, and which predictor proposes.
+CASES = {
+    "phases.warmup_steps": (4, 9, {}, "last"),
+    "phases.full_steps": (4, 9, {}, "last"),
+    "phases.max_consecutive_predicts": (1, 5, {}, "last"),
+    "phases.predict_mode": ("jump", "step", {}, "last"),
+    "phases.predict_steps": (2, 5, STEP, "last"),
+    "phases.forward_every": (0, 1, STEP, "last"),
+    "probe.batches": (1, 2, {}, "last"),
+    "probe.tentative": (True, False, {}, "last"),
+    "probe.tolerance": (0.0, 10.0, {**WILD, "probe": {"confidence_z": 0.0}}, "noise"),
+    "probe.confidence_z": (0.0, 1e3, {**WILD, "probe": {"tolerance": 0.0}}, "noise"),
+    "verdict.confidence_z": (0.0, 1e3, TRUSTING, "noise"),
+    "verdict.guard_z": (1.0, 1e6, {**TRUSTING, **WILD, "verdict": {"guard_factor": 1.0}}, "noise"),
+    "verdict.guard_factor": (1.0, 1e6, {**TRUSTING, **WILD, "verdict": {"guard_z": 1.0}}, "noise"),
+    "budget.share": (0.01, 0.5, {"budget": TIGHT}, "noise"),
+    "budget.credit_share": (0.0, 1.0, {"budget": {**TIGHT, "share": 0.0}}, "slow"),
+    "budget.grace_steps": (0.0, 30.0, {"budget": TIGHT}, "noise"),
+    "budget.backoff_steps": (0, 30, TRUSTING, "noise"),
+    "budget.backoff_factor": (1.0, 4.0, {**TRUSTING, "budget": {"backoff_steps": 5}}, "noise"),
+    "budget.max_backoff_steps": (5, 100, {**TRUSTING, "budget": {"backoff_steps": 20}}, "noise"),
+    "history.window": (3, 5, {}, "drift"),
+    "history.windows": (2, 4, {}, "wide-drift"),
+    "history.memory_budget_mib": (0.0008, 1.0, {"history": {"windows": 9}}, "wide-drift"),
+    "groups.matrix_scale": (1.0, 0.5, {}, "last"),
+    "groups.bias_scale": (1.0, 0.5, {}, "last"),
+    "groups.embedding_scale": (1.0, 0.5, {}, "embedding"),
+    "groups.norm_scale": (1.0, 0.5, {}, "norm"),
+    "groups.max_relative_jump": (0.001, 0.5, {}, "last"),
+    "metrics.step_every": (1, 7, {}, "last"),
+    "metrics.trace": (True, False, {}, "last"),
+}
+
+ELSEWHERE = {"budget.count_seconds"}
+"""Needs a clock, see below."""
+
+
+def noise():
+    random = np.random.default_rng(0)
+    return Proposes(
+        lambda h, z: tuple(0.4 * random.standard_normal(b.shape).astype(np.float32) for b in h.current())
+    )
+
+
+def outcome(kind, tables, caplog):
+    """Everything that a run leaves behind: events, weights, windows kept, lines logged."""
+    if kind == "slow":
+        # Credit is sure where the curve has no noise.
+        adapter, batches, probes = bowl(condition=2.0), iter(lambda: None, 0), [None]
+    else:
+        adapter, batches, probes = clouds(optimizer=OptimizerSpec("sgd", 0.02))
+    if kind in {"embedding", "norm"}:
+        rows = [(n, v.shape, "float64", "cpu", ParamGroup(kind)) for n, v in adapter.params.items()]
+        adapter.layout = ParamLayout.plan(rows)
+    predictor = {
+        "noise": noise,
+        "drift": Drift,
+        "wide-drift": lambda: Drift(Drift.Config(pairs=8)),
+    }.get(kind, LastUpdate)()
+    full_steps = 40 if kind == "wide-drift" else 5
+    controller = Fixed(FixedConfig(horizon=6.0, full_steps=full_steps, correct_steps=4))
+    engine, recorder = build(adapter, configure(**tables), controller, predictor, probes)
+    caplog.clear()
+    with caplog.at_level(logging.INFO, "hybridcore"):
+        drive(engine, 240, batches)
+    return recorder.trace(), bits(adapter.snapshot()), [r.getMessage() for r in caplog.records]
+
+
+def with_field(tables, field, value):
+    table, key = field.split(".")
+    merged = {name: dict(fields) for name, fields in tables.items()}
+    merged.setdefault("budget", {}).setdefault("count_seconds", False)
+    merged.setdefault(table, {})[key] = value
+    return merged
+
+
+@pytest.mark.parametrize("field", CASES)
+def test_f57_the_field_changes_a_run(field, caplog):
+    one, other, tables, kind = CASES[field]
+    first = outcome(kind, with_field(tables, field, one), caplog)
+    assert first == outcome(kind, with_field(tables, field, one), caplog), "the run does not repeat itself"
+    assert first != outcome(kind, with_field(tables, field, other), caplog)
+
+
+def test_f57_every_field_is_tried():
+    fields = {f"{table}.{f.name}" for table, kind in TABLES.items() for f in attrs.fields(kind)}
+    assert fields == set(CASES) | ELSEWHERE
+
+
+def test_f57_counting_seconds_forbids_what_takes_long(monkeypatch):
+    """On a clock on which probes are dear and steps are cheap."""
+    import time
+
+    now = [0.0]
+
+    def run(count_seconds):
+        adapter = bowl()
+        inner = adapter.probe_loss
+        adapter.probe_loss = lambda batch: now.__setitem__(0, now[0] + 1e3) or inner(batch)
+        train = adapter.train_step
+        adapter.train_step = lambda batch: now.__setitem__(0, now[0] + 1.0) or train(batch)
+        budget = {"share": 1.0, "grace_steps": 20.0, "backoff_steps": 0, "count_seconds": count_seconds}
+        script = Scripted(full(4), *[predict(settle=4), correct(4)] * 6)
+        engine, recorder = build(adapter, configure(budget=budget), script, probes=[None])
+        drive(engine, 60)
+        return len(recorder.named("jump"))
+
+    monkeypatch.setattr(time, "perf_counter", lambda: now[0])
+    jumps = run(True), run(False)
+    assert jumps[0] == 1 < jumps[1]
