@@ -1,4 +1,4 @@
-"""The README's drop-in change makes `examples/drop_in.py` of `examples/plain_loop.py`, and both train (F58)."""
+"""The README's drop-in change turns `examples/plain_loop.py` into `examples/drop_in.py` (F58)."""
 
 from __future__ import annotations
 
