@@ -79,7 +79,9 @@ def test_recorded_fields_are_documented(configuration, tmp_path: Path) -> None:
     from hybridcore.records import read_run
     from hybridcore.runner import run_task
 
-    config = configuration(verdict={"guard_factor": 1.0, "guard_z": 1.0}, run={"steps": 120})
+    config = configuration(
+        verdict={"guard_factor": 1.0, "guard_z": 1.0}, run={"steps": 120}, budget={"count_seconds": False}
+    )
     result = run_task(config, out_dir=tmp_path / "run")
     page = (REFERENCE / "metrics.md").read_text(encoding="utf-8")
     events = read_run(result.directory).events
