@@ -36,6 +36,8 @@ def state(**fields):
         "predictor_ready": {"drift": True},
         "default_predictor": "drift",
         "window": 10,
+        "reach": float("nan"),
+        "next_sample": 0,
     }
     return EngineState(**{**given, **fields})
 

@@ -47,7 +47,7 @@ def test_step_equals_the_plain_loop(kind):
             return torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
         return torch.optim.AdamW(model.parameters(), lr=0.01)
 
-    adapter, optimizer = TorchAdapter(ours, make(ours), squares), make(plain)
+    adapter, optimizer = TorchAdapter(ours, make(ours), squares, norm_every=1), make(plain)
     for seed in range(5):
         data = batch(seed=seed)
         result = adapter.train_step(data)
@@ -378,3 +378,23 @@ def test_a_snapshot_in_use_is_never_overwritten():
     address = first.params[0].data_ptr()
     del first
     assert adapter.snapshot().params[0].data_ptr() == address
+
+
+def test_small_models_repeat_the_norm_but_check_every_gradient():
+    """F41, F46: between two measurements the norm is repeated; an infinite gradient is found at once."""
+    model = net()
+    poison = {"on": False}
+
+    def loss_fn(model, data):
+        losses = squares(model, data)
+        # A finite loss with an infinite gradient: the square root's slope at zero.
+        return losses + (losses.detach() * 0 + model[0].weight[0, 0] * 0).sqrt() if poison["on"] else losses
+
+    adapter = TorchAdapter(model, torch.optim.SGD(model.parameters(), lr=0.1), loss_fn, norm_every=3)
+    norms = [adapter.train_step(batch(seed=s)).grad_norm for s in range(6)]
+    assert norms[0] == norms[1] == norms[2] != norms[3] == norms[4] == norms[5]
+    before = [p.detach().clone() for p in model.parameters()]
+    poison["on"] = True
+    result = adapter.train_step(batch(seed=7))
+    assert result.skipped
+    assert all(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))

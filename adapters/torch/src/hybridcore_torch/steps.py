@@ -21,9 +21,8 @@ from hybridcore_torch.snapshot import SnapshotKeeper
 
 __all__ = ["StepRunner"]
 
-NORM_EVERY = 8
-"""On the CPU, the gradient norm is measured every this many steps and repeated in between; that all gradients
-are finite is checked at every step by a fused operation, which costs a third of a norm."""
+SMALL_MODEL = 100_000
+"""Weights up to which measuring the gradient norm costs a visible share of a step."""
 
 Evaluate = Callable[[], tuple[torch.Tensor, int]]
 """Zeroes gradients, runs forward and backward; returns the detached mean loss and the example count."""
@@ -42,6 +41,7 @@ class StepRunner:
         accumulate: Micro-batches per step.
         max_grad_norm: Clip gradients to this norm, or None.
         grad_norm: Measure the gradient norm even when it is not needed for clipping.
+        norm_every: On the CPU, models of up to `SMALL_MODEL` weights measure it every this many steps.
 
     Raises:
         ModelError: The combination is not possible in PyTorch.
@@ -59,6 +59,7 @@ class StepRunner:
         accumulate: int,
         max_grad_norm: float | None,
         grad_norm: bool,
+        norm_every: int,
     ) -> None:
         if accumulate < 1:
             raise ModelError(
@@ -79,7 +80,8 @@ class StepRunner:
         self._measure = grad_norm or max_grad_norm is not None
         self._params = [p for g in optimizer.param_groups for p in g["params"]]
         self._found, self._one = torch.zeros(1), torch.ones(1)
-        self._since_norm = NORM_EVERY
+        self._norm_every = norm_every
+        self._since_norm = 0
         self._total = sum(p.numel() for p in self._params)
         self._last_norm = math.nan
         self._inside = False
@@ -163,6 +165,7 @@ class StepRunner:
         return self.real_steps != before
 
     def _skip(self, overflow: bool) -> None:
+        self.measure_next()
         self._optimizer.zero_grad(set_to_none=True)
         self._guard.undo()
         if self._scaler is not None and overflow:
@@ -201,33 +204,41 @@ class StepRunner:
         if not self._measure:
             return loss.item(), math.nan
         gradients = [p.grad for p in self._params if p.grad is not None]
-        if self._limit is None and self._total > 100_000 and self._cheap_check(gradients):
-            return loss.item(), self._dot_norm(gradients)
-        if self._limit is None and self._since_norm < NORM_EVERY and self._cheap_check(gradients):
-            self._since_norm += 1
+        if self._limit is None and self._cheap_check(gradients):
+            if self._since_norm == 0 or self._total > SMALL_MODEL:
+                self._last_norm = self._dot_norm(gradients)
+                self._since_norm = self._norm_every
+            self._since_norm -= 1
+            if self._total > SMALL_MODEL or self._since_norm == self._norm_every - 1:
+                return loss.item(), self._last_norm
             return loss.item(), self._last_norm if self._all_finite(gradients) else math.nan
         norm = _norm(gradients)
-        self._since_norm = 1
         if loss.is_cuda:
             value, size = torch.stack((loss.float(), norm.to(loss.device).float())).tolist()
         else:
             value, size = loss.item(), norm.item()
-        if math.isfinite(size):
-            self._last_norm = size
         if self._limit is not None and math.isfinite(size) and size > self._limit:
             torch._foreach_mul_(gradients, self._limit / size)
             size = self._limit
         return value, size
 
+    def measure_next(self) -> None:
+        """Measure the gradient norm at the next step, so that a restored run repeats itself exactly."""
+        self._since_norm = 0
+
     def _cheap_check(self, gradients: list[torch.Tensor]) -> bool:
-        """Whether one fused operation can tell that all gradients are finite."""
+        """Whether all gradients are plain float32 arrays in the host's memory."""
         return bool(gradients) and all(
             g.dtype is torch.float32 and not g.is_cuda and not g.is_sparse for g in gradients
         )
 
     def _dot_norm(self, gradients: list[torch.Tensor]) -> float:
         """Norm by BLAS, the quickest pass over large gradients on the CPU."""
-        return math.sqrt(sum(torch.dot(v, v).item() for g in gradients for v in (g.detach().reshape(-1),)))
+        total = 0.0
+        for gradient in gradients:
+            flat = gradient.view(-1) if gradient.is_contiguous() else gradient.reshape(-1)
+            total += torch.dot(flat, flat).item()
+        return math.sqrt(total)
 
     def _all_finite(self, gradients: list[torch.Tensor]) -> bool:
         self._found.zero_()

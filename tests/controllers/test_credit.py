@@ -1,0 +1,166 @@
+"""The credit controller on runs with known best steps."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from engine_lab import Recorder, bits, bowl, clouds, configure, drive
+
+from hybridcore.controllers.credit import Credit, CreditConfig
+from hybridcore.engine import Engine
+from hybridcore.events import EventBus
+from hybridcore.predictors.controls import Frozen, RandomJump
+from hybridcore.predictors.last_update import LastUpdate
+from hybridcore.protocols import OptimizerSpec, Outcome
+
+
+def run(adapter, batches, steps, *, predictor=None, probes=(None,), config=None, **tables):
+    recorder, bus = Recorder(), EventBus()
+    bus.listen(recorder)
+    predictor = predictor or LastUpdate()
+    engine = Engine(
+        adapter,
+        configure(**tables),
+        Credit(config),
+        {predictor.name: predictor},
+        probes=probes,
+        events=bus,
+    )
+    drive(engine, steps, batches)
+    return engine, recorder
+
+
+def loss(adapter):
+    return float(adapter.model.losses(adapter.params, None)[0])
+
+
+def test_f84_small_steps_are_made_longer_and_the_user_s_are_the_floor():
+    """On a bowl with curvature 1 and rate 1e-4, fifty steps get where plain SGD needs thousands."""
+    plain = bowl(optimizer=OptimizerSpec("sgd", 1e-4))
+    start = loss(plain)
+    for _ in range(2000):
+        plain.train_step(None)
+    fast = bowl(optimizer=OptimizerSpec("sgd", 1e-4))
+    _, recorder = run(fast, None, 150)
+    assert loss(fast) < loss(plain) < start
+    assert all(j["horizon"] >= 0.0 for j in recorder.named("jump"))
+    assert fast.learning_rate == 1e-4
+
+
+def test_a_good_rate_is_left_nearly_alone():
+    """At a rate where the path turns at once, few jumps happen and none of them harms."""
+    plain, ours = (bowl(optimizer=OptimizerSpec("sgd", 0.5), noise=0.3) for _ in range(2))
+    for _ in range(300):
+        plain.train_step(None)
+    engine, _ = run(ours, None, 300)
+    assert engine.predicted_steps < 300
+    assert loss(ours) < 2.0 * loss(plain) + 0.1
+
+
+@pytest.mark.parametrize("control", [Frozen, RandomJump])
+def test_f74_beats_its_controls_at_equal_cost(control):
+    results = []
+    for predictor in (LastUpdate(), control()):
+        model, batches, held_out = clouds(optimizer=OptimizerSpec("sgd", 1e-3))
+        run(model, batches, 200, predictor=predictor, probes=held_out)
+        results.append(np.mean([model.probe_loss(batch) for batch in held_out]))
+    assert results[0] < 0.8 * results[1]
+
+
+def test_a_cliff_is_rolled_back_and_the_horizon_divided():
+    """A spike of the loss inside a trial restores an earlier state; the next trial goes half as far."""
+    adapter = bowl(optimizer=OptimizerSpec("sgd", 1e-3))
+    engine, recorder = run(adapter, None, 60)
+    h = engine.controller._h
+    assert h > 1.5
+    adapter.params["w"] += 100.0
+    drive(engine, 3)
+    assert len(recorder.named("rollback")) == 1
+    assert loss(adapter) < 1e3
+    assert engine.controller._divisor == 2.0
+    assert engine.controller._h <= h / 2.0 + 1e-12
+
+
+def test_a_failed_trial_in_a_row_goes_back_to_the_state_before_the_last_kept_one():
+    adapter = bowl(optimizer=OptimizerSpec("sgd", 1e-3))
+    engine, recorder = run(adapter, None, 60, config=CreditConfig(window=10))
+    trial = engine._trials.trial
+    assert trial.previous is not None
+    state = bits(trial.previous.snapshot)
+    adapter.params["w"] += 100.0
+    while not recorder.named("rollback"):
+        drive(engine, 1)
+    assert bits(adapter.snapshot()) == state
+    assert recorder.named("rollback")[0]["to_step"] == trial.previous.step if trial.previous else True
+
+
+def outcome(kept, gain=math.nan, jumps=3):
+    return Outcome(kept, "last-update", 1.0, jumps, 20, gain, 0.0, 0.0, 0.0, math.nan, "")
+
+
+def test_caution_is_taken_back_after_a_row_of_kept_trials():
+    credit = Credit(CreditConfig(caution=3.0, recovery=2))
+    credit.feedback(outcome(False))
+    assert credit._divisor == 3.0
+    credit.feedback(outcome(True))
+    assert credit._divisor == 3.0
+    credit.feedback(outcome(True))
+    assert credit._divisor == 1.0
+
+
+def test_a_refusal_is_no_failure_of_the_horizon():
+    credit = Credit()
+    credit.feedback(outcome(False, jumps=0))
+    assert credit._divisor == 1.0
+
+
+def test_probes_become_rarer():
+    """The gap between probed trials doubles up to `probe_every`."""
+    credit = Credit(CreditConfig(probe_every=4))
+    probed = []
+    for index in range(20):
+        due = credit._trials + 1 >= credit._next_probe
+        if due:
+            probed.append(index)
+        credit.feedback(outcome(True, gain=0.1 if due else math.nan))
+    assert probed == [0, 2, 6, 10, 14, 18]
+
+
+def test_no_jumps_while_the_learning_rate_decays():
+    """Below half of the peak rate the user is annealing: averaging's and decay's work, not ours."""
+    spec = OptimizerSpec("sgd", 1e-3, schedule="linear", total_steps=200)
+    adapter = bowl(optimizer=spec)
+    _, recorder = run(adapter, None, 200)
+    steps = [j["step"] for j in recorder.named("jump")]
+    assert steps and max(steps) <= 102
+
+
+@pytest.mark.parametrize(
+    ("field", "one", "other"),
+    [
+        ("window", 5, 40),
+        ("growth", 1.05, 1.5),
+        ("least_gain", 0.0, 3.0),
+        ("probe_every", 1, 64),
+    ],
+)
+def test_f57_every_option_changes_a_run(field, one, other):
+    traces = []
+    for value in (one, other):
+        adapter = bowl(optimizer=OptimizerSpec("sgd", 1e-3))
+        config = CreditConfig(**{field: value})
+        _, recorder = run(adapter, None, 120, config=config, budget={"count_seconds": False})
+        traces.append(recorder.trace())
+    assert traces[0] != traces[1]
+
+
+def test_f72_same_seed_same_trace():
+    traces = []
+    for _ in range(2):
+        adapter, batches, held_out = clouds(optimizer=OptimizerSpec("adam", 1e-4))
+        _, recorder = run(adapter, batches, 150, probes=held_out, budget={"count_seconds": False})
+        traces.append(recorder.trace())
+    assert traces[0] == traces[1]
+    assert any(event == "jump" for event, _ in traces[0])

@@ -1,0 +1,114 @@
+"""The reach of a path against closed forms and brute force."""
+
+from __future__ import annotations
+
+import math
+
+import array_api_compat.numpy as xp
+import numpy as np
+import pytest
+
+from hybridcore.config import HistoryConfig
+from hybridcore.history import History
+from hybridcore.protocols import OptimizerSpec
+from hybridcore.reach import Reach
+from hybridcore.reference import quadratic
+
+
+def walk(adapter, steps, reach, jump=None):
+    """Real steps with the reach sampled as the engine does it; returns w before, and w after, each step."""
+    history = History(adapter.layout, xp, HistoryConfig(), {"last-update", "reach"})
+    reach.start(adapter)
+    path = []
+    for step in range(1, steps + 1):
+        before = adapter.params["w"].copy()
+        history.before_step(adapter)
+        adapter.train_step(None)
+        history.after_step(adapter)
+        path.append((before, adapter.params["w"].copy()))
+        if reach.due(step):
+            reach.sample(step, history, adapter)
+        else:
+            history.last_update()
+        if jump is not None:
+            adapter.apply_delta(history.last_update(), jump)
+    return path
+
+
+def brute(path, beta, start):
+    """``(1 - beta) max |w - w0| / sqrt(sum |u_t - beta u_{t-1}|^2)`` in float64, term by term."""
+    total, farthest, older = 0.0, 0.0, None
+    for before, after in path:
+        update = after - before
+        fresh = update if older is None else update - beta * older
+        scale = 1.0 if older is None else 1.0 / (1.0 - beta)
+        total += float(fresh @ fresh) * scale**2
+        farthest = max(farthest, float(np.linalg.norm(after - start)))
+        older = update
+    return farthest / math.sqrt(total)
+
+
+@pytest.mark.parametrize("jump", [None, 2.0])
+def test_sgd_equals_distance_over_gradients(jump):
+    """Ivgi et al. 2023, eq. (1), over the learning rate: r_t / sqrt(sum |g|^2) / eta."""
+    adapter = quadratic(3, optimizer=OptimizerSpec("sgd", 0.01), noise=0.5)
+    reach = Reach(xp, sample_share=1e-9)
+    start = adapter.params["w"].copy()
+    path = walk(adapter, 40, reach, jump)
+    assert reach.horizon == pytest.approx(brute(path, 0.0, start), rel=1e-4)
+
+
+@pytest.mark.parametrize("name", ["momentum", "adam"])
+def test_momentum_is_taken_out_of_the_updates(name):
+    adapter = quadratic(4, optimizer=OptimizerSpec(name, 0.003), noise=0.5)
+    reach = Reach(xp, sample_share=1e-9)
+    start = adapter.params["w"].copy()
+    path = walk(adapter, 40, reach)
+    assert reach.horizon == pytest.approx(brute(path, 0.9, start), rel=1e-3)
+
+
+def test_heavy_ball_and_sgd_of_equal_effect_agree():
+    """Momentum beta with rate eta moves like SGD with eta / (1 - beta): so much less is left to gain."""
+    noise, steps = 0.0, 300
+    plain = quadratic(5, optimizer=OptimizerSpec("sgd", 1e-3), noise=noise)
+    heavy = quadratic(5, optimizer=OptimizerSpec("momentum", 1e-4, 0.9), noise=noise)
+    one, other = Reach(xp), Reach(xp)
+    walk(plain, steps, one)
+    walk(heavy, steps, other)
+    assert other.horizon == pytest.approx(one.horizon, rel=0.1)
+
+
+def test_a_straight_path_supports_ever_longer_steps():
+    """n equal steps of length s: r = n s, the sum is n s^2, so h = sqrt(n)."""
+    adapter = quadratic(6, size=4, condition=1.0, optimizer=OptimizerSpec("sgd", 1e-4))
+    reach = Reach(xp, sample_share=1e-9)
+    walk(adapter, 64, reach)
+    assert reach.horizon == pytest.approx(8.0, rel=1e-2)
+
+
+def test_sampling_keeps_the_value():
+    exact, sampled = Reach(xp, sample_share=1e-9), Reach(xp)
+    for reach in (exact, sampled):
+        walk(quadratic(7, noise=1.0, size=500), 400, reach)
+    assert sampled._samples < 250 < exact._samples == 400
+    assert sampled.horizon == pytest.approx(exact.horizon, rel=0.1)
+
+
+def test_non_finite_updates_leave_it_alone():
+    adapter = quadratic(8)
+    reach = Reach(xp, sample_share=1e-9)
+    walk(adapter, 5, reach)
+    before = reach.state_dict()
+    history = History(adapter.layout, xp, HistoryConfig(), {"last-update", "reach"})
+    history.before_step(adapter)
+    adapter.params["w"][0] = np.inf
+    history.after_step(adapter)
+    reach.sample(6, history, adapter)
+    assert reach.state_dict() == before
+
+
+def test_state_round_trip():
+    reach, other = Reach(xp), Reach(xp)
+    walk(quadratic(9), 10, reach)
+    other.load_state_dict(reach.state_dict())
+    assert other.state_dict() == reach.state_dict()
