@@ -26,8 +26,6 @@ def state(**fields):
         "why_not": None,
         "confidence": 0.9,
         "straightness": 0.9,
-        "reach": math.nan,
-        "next_sample": 0,
         "trial_steps_left": 0,
         "learning_rate": 0.1,
         "peak_learning_rate": 0.1,
