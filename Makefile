@@ -17,7 +17,7 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q
 .PHONY: help venv demo test test-core test-torch lint bench clean
 
 help:  ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 	@echo "  make venv TORCH_INDEX=https://download.pytorch.org/whl/cpu   takes the small CPU build of PyTorch"
 
 venv: $(STAMP)  ## create .venv with the project, its tools and PyTorch
