@@ -8,6 +8,8 @@ STAMP := $(VENV)/.installed
 TORCH_INDEX ?=
 # Arms of the demo; `hybridcore compare --help` explains them.
 ARMS ?= baseline,hybrid,none,frozen,lr-x10
+# Options of the prediction benchmark, for example --full, or --data DIR for Fashion-MNIST.
+PREDICT ?=
 # The suites train tiny models: more threads per process only get into each other's way.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q
 
@@ -15,7 +17,7 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q
 .PHONY: help venv demo test test-core test-torch lint bench clean
 
 help:  ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 	@echo "  make venv TORCH_INDEX=https://download.pytorch.org/whl/cpu   takes the small CPU build of PyTorch"
 
 venv: $(STAMP)  ## create .venv with the project, its tools and PyTorch
@@ -48,6 +50,9 @@ lint: $(STAMP)  ## check style, types and dependency direction
 
 bench: $(STAMP)  ## measure the engine's bookkeeping, a quick round
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/overhead.py --quick
+
+bench-predict: $(STAMP)  ## measure what prediction gains against the learning rate, about ten minutes
+	$(BIN)/python -m benchmarks.predict $(PREDICT)
 
 clean:  ## remove .venv, caches and build output, but no runs
 	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

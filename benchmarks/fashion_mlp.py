@@ -9,6 +9,7 @@ The data file is an npz with ``x`` (60000, 28, 28) uint8 and ``y`` (60000,):
 
 from __future__ import annotations
 
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +25,15 @@ VALIDATION = 10_000
 PROBES = 1_024
 
 
-def fashion_mlp(framework: str, seed: int, device: str, *, path: str, **options: object) -> TaskRun:
+def fashion_mlp(
+    framework: str,
+    seed: int,
+    device: str,
+    *,
+    path: str,
+    validation: int | None = None,
+    **options: object,
+) -> TaskRun:
     """Train on all but the last 10,000 images, which are held out; probes are taken from before them.
 
     Args:
@@ -32,12 +41,14 @@ def fashion_mlp(framework: str, seed: int, device: str, *, path: str, **options:
         seed: Seeds initial weights and the order of examples.
         device: Device name.
         path: The npz file.
+        validation: Evaluate on the first this many of the images held out; on all of them if None.
         **options: Keys of the built-in task `mnist-mlp`.
     """
-    return load_framework(framework).build(fashion_problem(path, seed, **options), device)
+    problem = fashion_problem(path, seed, validation=validation, **options)
+    return load_framework(framework).build(problem, device)
 
 
-def fashion_problem(path: str, seed: int, **options: object) -> Problem:
+def fashion_problem(path: str, seed: int, *, validation: int | None = None, **options: object) -> Problem:
     """The problem without a framework."""
     config = MnistMlp.Config(**options)  # type: ignore[arg-type]
     widths = (784, *[config.width] * config.depth, 10)
@@ -52,7 +63,7 @@ def fashion_problem(path: str, seed: int, **options: object) -> Problem:
         validation=VALIDATION,
         batch_size=config.batch_size,
         seed=seed,
-        indices=(order[PROBES:], order[:PROBES], np.arange(start, len(images))),
+        indices=(order[PROBES:], order[:PROBES], np.arange(start, len(images))[:validation]),
     )
     return Problem(
         name="fashion-mlp",
@@ -67,6 +78,7 @@ def fashion_problem(path: str, seed: int, **options: object) -> Problem:
     )
 
 
+@lru_cache(maxsize=1)
 def _load(path: str) -> tuple[np.ndarray, np.ndarray]:
     if not Path(path).is_file():
         raise TaskError(

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
+from hybridcore.averaging import RunningAverage
 from hybridcore.clock import Stopwatch
 from hybridcore.events import Event, EventBus
 from hybridcore.protocols import Adapter, Phase, StepResult
@@ -15,15 +18,30 @@ __all__ = ["Baseline"]
 class Baseline:
     """Real steps only; offers what the runner needs of an engine.
 
+    Where an average is kept, as the control of the engine's own, the clock stands still while it is
+    sampled, so that the plain baseline does not pay for it; `summary` tells the seconds apart.
+
     Args:
         adapter: Model and optimizer.
         events: Who hears of steps.
         clock: Training time.
         step_every: A step is reported every this many steps.
+        average: Running average of the weights, or None.
+        batches: What BatchNorm statistics of the average are estimated on.
     """
 
-    def __init__(self, adapter: Adapter, events: EventBus, clock: Stopwatch, step_every: int = 1) -> None:
+    def __init__(
+        self,
+        adapter: Adapter,
+        events: EventBus,
+        clock: Stopwatch,
+        step_every: int = 1,
+        *,
+        average: RunningAverage | None = None,
+        batches: Iterable[Any] = (),
+    ) -> None:
         self._adapter, self._events, self._clock, self._step_every = adapter, events, clock, step_every
+        self.average, self._batches = average, tuple(batches)
         self.real_steps = 0
         self._backward_passes = 0
         self._skipped = 0
@@ -54,7 +72,19 @@ class Baseline:
                 backward_passes=self._backward_passes,
                 predicted_steps=0.0,
             )
+        if self.average is not None and not result.skipped:
+            with self._clock.paused():
+                self.average.after_step(self._adapter)
         return result
+
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        """Context in which the model has the average; without one, the weights stay what they are."""
+        if self.average is None:
+            yield
+            return
+        with self.average.in_place(self._adapter, self._batches):
+            yield
 
     def finish(self) -> dict[str, Any]:
         """The summary; nothing is left open."""
@@ -73,6 +103,7 @@ class Baseline:
             "cost": float(self.real_steps),
             "elapsed": self._clock.elapsed(),
             "budget_bytes": 0,
+            "average_seconds": self.average.seconds if self.average is not None else 0.0,
             **counts,
             **shares,
         }

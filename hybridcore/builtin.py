@@ -21,6 +21,7 @@ CONTROLLERS: tuple[str, ...] = (
     "hybridcore.controllers.threshold:Threshold",
     "hybridcore.controllers.fixed:Fixed",
     "hybridcore.controllers.credit:Credit",
+    "hybridcore.controllers.linucb:LinUcb",
 )
 TASKS: tuple[str, ...] = (
     "hybridcore.tasks.quadratic:QuadraticTask",

@@ -29,6 +29,9 @@ __all__ = ["DEFAULT_ARMS", "ArmRow", "Comparison", "compare", "read_comparison",
 DEFAULT_ARMS = ("baseline", "hybrid", "none", "frozen", "random", "lr-x2", "lr-x4", "lr-x10")
 """Arms that are run unless others are named."""
 
+_READ_TWICE = ("baseline", "hybrid", "tuned")
+"""Arms whose averaged weights get a row of their own, where an average was kept."""
+
 _RESAMPLES = 2000
 
 
@@ -37,7 +40,7 @@ class ArmRow:
     """One arm over all its seeds; medians unless said otherwise.
 
     Attributes:
-        arm: Its name.
+        arm: Its name; ``"<arm>, averaged"`` is the same runs read out by their averaged weights.
         runs: Number of seeds.
         missed: Seeds in which the target was never reached; they count as infinite.
         final_loss: Final validation loss.
@@ -206,7 +209,11 @@ def read_comparison(directory: str | Path) -> Comparison:
 
 
 def summarise(records: Iterable[RunRecord], directory: str | Path) -> Comparison:
-    """Rows per arm from runs; speed-ups stay NaN where a seed has no finished baseline."""
+    """Rows per arm from runs; speed-ups stay NaN where a seed has no finished baseline.
+
+    Targets are those of the plain weights in every row. Where averages of the weights were kept, those of
+    the baseline, the hybrid and the tuned arm follow as rows of their own.
+    """
     runs = sorted(records, key=lambda r: (_rank(r.arm), r.arm, r.seed))
     baselines = {r.seed: r for r in runs if r.arm == "baseline" and not _interrupted(r)}
     targets = {seed: record.final_loss for seed, record in baselines.items()}
@@ -214,8 +221,13 @@ def summarise(records: Iterable[RunRecord], directory: str | Path) -> Comparison
     for record in runs:
         if not _interrupted(record):
             finished.setdefault(record.arm, []).append(record)
-    rows = tuple(_row(arm, group, baselines) for arm, group in finished.items())
-    return Comparison(Path(directory), tuple(runs), targets, rows, any(map(_interrupted, runs)))
+    rows = []
+    for arm, group in finished.items():
+        rows.append(_row(arm, group, baselines))
+        averaged = [record.averaged for record in group] if arm in _READ_TWICE else []
+        if averaged and all(averaged):
+            rows.append(_row(f"{arm}, averaged", [r for r in averaged if r is not None], baselines))
+    return Comparison(Path(directory), tuple(runs), targets, tuple(rows), any(map(_interrupted, runs)))
 
 
 def _interrupted(record: RunRecord) -> bool:

@@ -9,6 +9,7 @@ from typing import Any
 import attrs
 
 __all__ = [
+    "AverageConfig",
     "BudgetConfig",
     "ControllerConfig",
     "GroupsConfig",
@@ -240,6 +241,23 @@ class GroupsConfig:
 
 
 @attrs.frozen(kw_only=True)
+class AverageConfig:
+    """Table ``[average]``: the running mean of the weights as a second read-out (F85).
+
+    Attributes:
+        enabled: Keep the mean; costs one more copy of the weights and a share of a pass per step.
+        share: Memory of the mean as a share of the real steps so far.
+        max_memory: Longest memory, in real steps.
+        every: Real steps between the samples that enter the mean.
+    """
+
+    enabled: bool = False
+    share: float = attrs.field(default=0.1, validator=between(0.0, 1.0, low_open=True))
+    max_memory: float = attrs.field(default=100.0, validator=between(1.0))
+    every: int = attrs.field(default=4, validator=between(1))
+
+
+@attrs.frozen(kw_only=True)
 class MetricsConfig:
     """Table ``[metrics]``.
 
@@ -285,5 +303,6 @@ class HybridConfig:
     budget: BudgetConfig = attrs.field(factory=BudgetConfig)
     history: HistoryConfig = attrs.field(factory=HistoryConfig)
     groups: GroupsConfig = attrs.field(factory=GroupsConfig)
+    average: AverageConfig = attrs.field(factory=AverageConfig)
     metrics: MetricsConfig = attrs.field(factory=MetricsConfig)
     plugins: PluginsConfig = attrs.field(factory=PluginsConfig)

@@ -5,11 +5,13 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from hybridcore.averaging import RunningAverage
 from hybridcore.budget import Budget
 from hybridcore.clock import Stopwatch
 from hybridcore.config import HybridConfig
@@ -94,7 +96,9 @@ class Engine:
         self.probes = ProbeSet(probes, config.probe.batches)
         self.budget = Budget(config.budget)
         needs = set(controller.needs).union(*(p.needs for p in self.predictors.values()))
-        reserved = adapter.snapshot_nbytes()
+        self.average = RunningAverage(config.average) if config.average.enabled else None
+        apart = RunningAverage.reserved_bytes(adapter) if self.average is not None else 0
+        reserved = apart + adapter.snapshot_nbytes()
         self.history = History(adapter.layout, adapter.xp, config.history, needs, reserved)
         self._limiter = JumpLimiter(adapter.layout, adapter.xp, config.groups)
         streams = np.random.SeedSequence(config.run.seed).spawn(len(self.predictors))
@@ -110,6 +114,7 @@ class Engine:
             self.budget,
             self.reach,
             self._on_probe,
+            apart,
         )
         self._pending: tuple[Jump, int, int] | None = None
         self._started = 0.0
@@ -232,6 +237,8 @@ class Engine:
             for predictor in self.predictors.values():
                 predictor.observe(record)
             self.history.after_step(self.adapter)
+            if self.average is not None:
+                self.average.after_step(self.adapter)
             self._measure_reach()
             if self.real_steps % self.config.metrics.step_every == 0:
                 self._emit_step(record)
@@ -304,6 +311,41 @@ class Engine:
         if self._trials.trial is not None:
             self._judge_trial()
         return self.summary()
+
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        """Context in which the model has the running average of its weights, for evaluation.
+
+        Afterwards the weights, and BatchNorm statistics where there are any, are back bit for bit. Before
+        the first sample of the average the weights stay what they are.
+
+        Raises:
+            PredictionError: The configuration keeps no average.
+        """
+        with self._required_average().in_place(self.adapter, self.probes.batches):
+            yield
+
+    def adopt_average(self) -> None:
+        """Make the running average the model's weights for good, after judging an open trial.
+
+        Raises:
+            PredictionError: The configuration keeps no average.
+        """
+        average = self._required_average()
+        self.finish()
+        average.adopt(self.adapter, self.probes.batches)
+        self.history.restart()
+
+    def _required_average(self) -> RunningAverage:
+        if self.average is None:
+            raise PredictionError(
+                "no average of the weights is kept",
+                where="average.enabled",
+                got=False,
+                expected="true",
+                fix="set average.enabled = true",
+            )
+        return self.average
 
     def summary(self) -> dict[str, Any]:
         """Counts, credit, overhead and memory so far, as plain data."""
@@ -606,6 +648,8 @@ class Engine:
 
     def _fail_trial(self, reason: str, verdict: Verdict | None) -> None:
         trial, origin = self._trials.undo()
+        if self.average is not None:
+            self.average.restart()
         self._pending = None
         self.failed += 1
         self.rollbacks += 1

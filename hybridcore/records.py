@@ -15,10 +15,12 @@ from hybridcore.events import Event
 from hybridcore.metrics import SCHEMA
 
 __all__ = [
+    "AVERAGED",
     "Evaluation",
     "RunRecord",
     "Speedup",
     "TimeToLoss",
+    "averaged_curve",
     "final_loss",
     "loss_gap",
     "read_run",
@@ -26,6 +28,9 @@ __all__ = [
     "speedup_bound",
     "time_to_loss",
 ]
+
+AVERAGED = "averaged_"
+"""Prefix of the metrics that were measured with the averaged weights."""
 
 _EVALUATION_KEYS = ("step", "cost", "elapsed", "backward_passes", "loss")
 
@@ -129,9 +134,16 @@ class RunRecord:
         """Last validation loss; infinite where there is none."""
         return final_loss(self.evaluations)
 
-    def time_to_loss(self, target: float) -> TimeToLoss:
+    def time_to_loss(self, target: float, *, averaged: bool = False) -> TimeToLoss:
         """When the validation loss first was at most `target`, linear between evaluations."""
-        return time_to_loss(self.evaluations, target)
+        return time_to_loss(self.evaluations, target, averaged=averaged)
+
+    @property
+    def averaged(self) -> RunRecord | None:
+        """The same run read out by its averaged weights, as arm ``"<arm>, averaged"``; None without."""
+        curve = averaged_curve(self.evaluations)
+        start = {**self.start, "arm": f"{self.arm}, averaged"}
+        return attrs.evolve(self, start=start, evaluations=curve) if curve else None
 
 
 def final_loss(evaluations: Sequence[Evaluation]) -> float:
@@ -139,8 +151,37 @@ def final_loss(evaluations: Sequence[Evaluation]) -> float:
     return evaluations[-1].loss if evaluations else math.inf
 
 
-def time_to_loss(evaluations: Sequence[Evaluation], target: float) -> TimeToLoss:
+def averaged_curve(evaluations: Sequence[Evaluation]) -> tuple[Evaluation, ...]:
+    """The evaluations of the averaged weights, the time of the averaging included; empty without any.
+
+    Example:
+        >>> plain = Evaluation(9, 9.0, 1.0, 9, 3.0, {"averaged_loss": 2.0, "averaged_elapsed": 1.5})
+        >>> averaged_curve([plain])[0].loss, averaged_curve([plain])[0].elapsed
+        (2.0, 1.5)
+    """
+    curve = []
+    for evaluation in evaluations:
+        found = {k.removeprefix(AVERAGED): v for k, v in evaluation.metrics.items() if k.startswith(AVERAGED)}
+        if "loss" in found:
+            loss, elapsed = found.pop("loss"), found.pop("elapsed", None)
+            curve.append(
+                attrs.evolve(
+                    evaluation,
+                    loss=math.inf if loss is None else loss,
+                    elapsed=evaluation.elapsed if elapsed is None else elapsed,
+                    metrics=found,
+                )
+            )
+    return tuple(curve)
+
+
+def time_to_loss(evaluations: Sequence[Evaluation], target: float, *, averaged: bool = False) -> TimeToLoss:
     """When the validation loss first was at most `target`, linear between evaluations.
+
+    Args:
+        evaluations: The run's evaluations.
+        target: The loss to reach.
+        averaged: Read the loss of the averaged weights instead.
 
     Example:
         >>> curve = [Evaluation(0, 0.0, 0.0, 0, 3.0), Evaluation(10, 12.0, 1.0, 10, 1.0)]
@@ -148,7 +189,7 @@ def time_to_loss(evaluations: Sequence[Evaluation], target: float) -> TimeToLoss
         TimeToLoss(seconds=0.5, cost=6.0, step=5.0)
     """
     before: Evaluation | None = None
-    for now in evaluations:
+    for now in averaged_curve(evaluations) if averaged else evaluations:
         if now.loss <= target:
             if before is None or not math.isfinite(before.loss):
                 return TimeToLoss(now.elapsed, now.cost, float(now.step))

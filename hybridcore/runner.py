@@ -7,6 +7,7 @@ import logging
 import os
 import platform
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -15,6 +16,7 @@ import attrs
 
 from hybridcore import __version__
 from hybridcore.arms import plan_arm
+from hybridcore.averaging import RunningAverage
 from hybridcore.baseline import Baseline
 from hybridcore.clock import Stopwatch
 from hybridcore.components import build_component, import_function
@@ -24,7 +26,7 @@ from hybridcore.errors import AdapterNotFoundError, DivergenceError, MetricsErro
 from hybridcore.events import Event, EventBus, Listener
 from hybridcore.metrics import SCHEMA, MetricsWriter, plain_json
 from hybridcore.protocols import StepResult, TaskRun
-from hybridcore.records import Evaluation, final_loss, loss_gap, speedup, speedup_bound
+from hybridcore.records import AVERAGED, Evaluation, final_loss, loss_gap, speedup, speedup_bound
 
 if TYPE_CHECKING:
     from hybridcore.plugins import Registry
@@ -39,6 +41,15 @@ _STALLED = 10_000
 
 class Stepper(Protocol):
     """What is trained with: the engine, or the plain loop."""
+
+    @property
+    def average(self) -> RunningAverage | None:
+        """Running average of the weights; None where none is kept."""
+        ...
+
+    def averaged(self) -> AbstractContextManager[None]:
+        """Context in which the model has the average as its weights."""
+        ...
 
     @property
     def real_steps(self) -> int:
@@ -186,7 +197,15 @@ class _Loop:
     def _stepper(self, engine: bool, registry: Registry) -> Stepper:
         adapter = self._task.adapter
         if not engine:
-            return Baseline(adapter, self._events, self._clock, self._config.metrics.step_every)
+            average = self._config.average
+            return Baseline(
+                adapter,
+                self._events,
+                self._clock,
+                self._config.metrics.step_every,
+                average=RunningAverage(average) if average.enabled else None,
+                batches=self._task.probes[: self._config.probe.batches],
+            )
         from hybridcore.engine import Engine
 
         return Engine.from_config(
@@ -229,9 +248,14 @@ class _Loop:
     def _evaluate(self, stepper: Stepper) -> None:
         self._task.adapter.synchronize()  # work still under way on the device is training time
         with self._clock.paused():
-            found = self._task.evaluate()
-            metrics = dict(found) if isinstance(found, Mapping) else {"loss": found}
             counts = stepper.summary()
+            metrics = self._measure()
+            if stepper.average is not None:
+                with stepper.averaged():
+                    averaged = self._measure()
+                metrics |= {f"{AVERAGED}{name}": value for name, value in averaged.items()}
+                apart = float(counts.get("average_seconds", 0.0))
+                metrics[f"{AVERAGED}elapsed"] = float(counts["elapsed"]) + apart
             values = {name: plain_json(float(value)) for name, value in metrics.items()}
             loss = values.pop("loss")
             evaluation = Evaluation(
@@ -245,6 +269,10 @@ class _Loop:
             self._evaluations.append(evaluation)
             record = attrs.asdict(evaluation)
             self._events.emit(Event.EVALUATION, **{**record.pop("metrics"), **record})
+
+    def _measure(self) -> dict[str, float]:
+        found = self._task.evaluate()
+        return dict(found) if isinstance(found, Mapping) else {"loss": found}
 
     def _summary(
         self, stepper: Stepper, interrupted: bool, baseline: tuple[Evaluation, ...] | None

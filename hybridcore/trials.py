@@ -122,6 +122,7 @@ class TrialKeeper:
         budget: Books what probes and failures cost.
         reach: Distance travelled, taken back with a failed trial; None where nobody asks for it.
         on_probe: Called with ``(examples, loss, cost)`` after each probe.
+        reserved: Bytes of the memory budget that neither history nor snapshots may take.
 
     Attributes:
         trial: The open trial, or None.
@@ -138,11 +139,12 @@ class TrialKeeper:
         budget: Budget,
         reach: Reach | None,
         on_probe: Callable[[int, float, float], None],
+        reserved: int = 0,
     ) -> None:
         self._adapter, self._config = adapter, config
         self._history, self._statistics = history, statistics
         self._probes, self._budget, self._reach = probes, budget, reach
-        self._on_probe = on_probe
+        self._on_probe, self._reserved = on_probe, reserved
         self.trial: Trial | None = None
         self.cost = 0.0
         self._examples = 0
@@ -174,7 +176,8 @@ class TrialKeeper:
             predicted: Optimizer steps predicted so far.
         """
         previous = self._previous if action.continuous and self._contiguous(step) else None
-        self._history.reserve(self._adapter.snapshot_nbytes() * (2 if action.continuous else 1))
+        snapshots = 2 if action.continuous else 1
+        self._history.reserve(self._reserved + self._adapter.snapshot_nbytes() * snapshots)
         reference, progress = None, cost - self.cost
         if action.judge == "probe":
             reference, progress = self._reference(cost, predicted)

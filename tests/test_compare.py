@@ -143,3 +143,39 @@ def test_unknown_arm_fails_before_anything_runs(tmp_path, registry, configuratio
 def test_folder_without_runs_is_a_metrics_error(tmp_path):
     with pytest.raises(MetricsError, match="no run"):
         read_comparison(tmp_path)
+
+
+def test_averaged_read_outs_are_rows_of_their_own_against_the_plain_target(tmp_path):
+    def averaged(arm, plain, mean):
+        made = record(tmp_path, arm, 0, plain)
+        evaluations = tuple(
+            attrs.evolve(e, metrics={"averaged_loss": loss, "averaged_elapsed": 2 * e.elapsed})
+            for e, loss in zip(made.evaluations, mean, strict=True)
+        )
+        return attrs.evolve(made, evaluations=evaluations)
+
+    runs = [
+        averaged("baseline", [3.0, 2.0, 1.0], [3.0, 1.0, 0.5]),
+        averaged("hybrid", [3.0, 1.5, 1.0], [3.0, None, 0.9]),
+        averaged("random", [3.0, 2.5, 2.0], [3.0, 2.0, 1.0]),
+    ]
+    result = summarise(runs, tmp_path)
+    names = [row.arm for row in result.rows]
+    assert names == ["baseline", "baseline, averaged", "hybrid", "hybrid, averaged", "random"]
+    assert result.targets == {0: 1.0}
+    control = result.row("baseline, averaged")
+    assert (control.speedup_cost, control.speedup_wall) == (2.0, 1.0)
+    assert (control.final_loss, control.loss_gap) == (0.5, -0.5)
+    late = result.row("hybrid, averaged")
+    assert (late.cost_to_target, late.final_loss) == (20.0, 0.9)
+    assert runs[1].time_to_loss(0.95, averaged=True).cost == 20.0
+    assert result.row("hybrid").speedup_cost == 1.0
+
+
+def test_comparison_of_a_real_run_shows_both_read_outs(tmp_path, registry, configuration):
+    config = configuration(average={"enabled": True, "every": 2})
+    result = compare(config, out_dir=tmp_path, arms=("hybrid", "none"), seeds=(0,), registry=registry)
+    names = [row.arm for row in result.rows]
+    assert names == ["baseline", "baseline, averaged", "hybrid", "hybrid, averaged", "none"]
+    assert result.row("hybrid, averaged").final_loss == result.records[1].averaged.final_loss
+    assert read_comparison(tmp_path) == result

@@ -37,6 +37,8 @@ def test_the_last_images_are_held_out(module, tmp_path):
     assert len(ids["probes"]) == 8
     assert sorted(ids["training"] + ids["probes"]) == list(range(40))
     assert problem.optimizer.learning_rate == 0.5
+    fewer = module.fashion_problem(str(tmp_path / "f.npz"), seed=0, batch_size=4, validation=7)
+    assert [round(255 * float(x[0])) for images, _ in fewer.validation for x in images] == list(range(40, 47))
 
 
 def test_a_missing_file_names_the_key(module, tmp_path):

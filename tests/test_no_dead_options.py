@@ -10,6 +10,7 @@ import pytest
 from engine_lab import Proposes, Scripted, bits, bowl, build, clouds, configure, correct, drive, full, predict
 
 from hybridcore.config import (
+    AverageConfig,
     BudgetConfig,
     GroupsConfig,
     HistoryConfig,
@@ -31,6 +32,7 @@ TABLES = {
     "budget": BudgetConfig,
     "history": HistoryConfig,
     "groups": GroupsConfig,
+    "average": AverageConfig,
     "metrics": MetricsConfig,
 }
 
@@ -38,6 +40,8 @@ STEP = {"phases": {"predict_mode": "step", "predict_steps": 4}}
 TRUSTING = {"probe": {"tentative": False}}
 WILD = {"groups": {"max_relative_jump": 1e9}}
 TIGHT = {"share": 0.05, "grace_steps": 10.0, "backoff_steps": 4, "count_seconds": False}
+
+AVERAGED = {"average": {"enabled": True, "share": 0.5}}
 
 # Field: two values, what else is set, and which predictor proposes.
 CASES = {
@@ -68,6 +72,10 @@ CASES = {
     "groups.embedding_scale": (1.0, 0.5, {}, "embedding"),
     "groups.norm_scale": (1.0, 0.5, {}, "norm"),
     "groups.max_relative_jump": (0.001, 0.5, {}, "last"),
+    "average.enabled": (False, True, {}, "last"),
+    "average.share": (0.1, 0.5, AVERAGED, "last"),
+    "average.max_memory": (10.0, 20.0, AVERAGED, "last"),
+    "average.every": (1, 3, AVERAGED, "last"),
     "metrics.step_every": (1, 7, {}, "last"),
     "metrics.trace": (True, False, {}, "last"),
 }
@@ -84,7 +92,7 @@ def noise():
 
 
 def outcome(kind, tables, caplog):
-    """Everything that a run leaves behind: events, weights, windows kept, lines logged."""
+    """Everything that a run leaves behind: events, weights, windows kept, lines logged, the mean."""
     if kind == "slow":
         # Credit is sure where the curve has no noise.
         adapter, batches, probes = bowl(condition=2.0), iter(lambda: None, 0), [None]
@@ -104,7 +112,8 @@ def outcome(kind, tables, caplog):
     caplog.clear()
     with caplog.at_level(logging.INFO, "hybridcore"):
         drive(engine, 240, batches)
-    return recorder.trace(), bits(adapter.snapshot()), [r.getMessage() for r in caplog.records]
+    mean = bits(engine.average.mean) if engine.average is not None else None
+    return recorder.trace(), bits(adapter.snapshot()), [r.getMessage() for r in caplog.records], mean
 
 
 def with_field(tables, field, value):

@@ -232,3 +232,40 @@ def test_loss_that_is_not_finite_is_recorded_as_null(tmp_path, registry, monkeyp
     assert result.final_loss == math.inf
     assert result.summary["final_loss"] is None
     assert read_run(tmp_path).final_loss == math.inf
+
+
+AVERAGE = {"enabled": True, "every": 2, "share": 0.5}
+
+
+def test_averaged_weights_are_evaluated_beside_the_plain_ones(tmp_path, registry, configuration, toy):
+    config = configuration(average=AVERAGE)
+    result = run_task(config, arm="baseline", out_dir=tmp_path, registry=registry)
+    plain = toy.build(framework="numpy", seed=0, device="cpu")
+    mean, samples = None, 0
+    for step, batch in enumerate(itertools.islice(plain.batches, 60), 1):
+        plain.adapter.train_step(batch)
+        if step % 2 == 0:
+            w = {n: v.astype("float32") for n, v in plain.adapter.params.items()}
+            rate = max(min(1.0, 2 / (0.5 * step)), 1 / (samples + 1))
+            mean = w if mean is None else {n: (1 - rate) * mean[n] + rate * w[n] for n in w}
+            samples += 1
+    assert result.final_loss == plain.evaluate()["loss"], "training and plain evaluation are untouched"
+    for name, value in mean.items():
+        plain.adapter.params[name][...] = value
+    last = read_run(tmp_path).evaluations[-1]
+    assert last.metrics["averaged_loss"] == pytest.approx(plain.evaluate()["loss"], rel=1e-5)
+    assert last.metrics["averaged_examples"] == 100.0
+    apart = result.summary["average_seconds"]
+    assert last.metrics["averaged_elapsed"] == pytest.approx(last.elapsed + apart)
+
+
+def test_the_engine_pays_for_its_average_in_both_read_outs(tmp_path, registry, configuration):
+    run_task(configuration(average=AVERAGE), out_dir=tmp_path, registry=registry)
+    for evaluation in read_run(tmp_path).evaluations:
+        assert evaluation.metrics["averaged_elapsed"] == evaluation.elapsed
+    assert math.isfinite(evaluation.metrics["averaged_loss"])
+
+
+def test_without_an_average_nothing_is_measured_twice(tmp_path, registry, configuration):
+    run_task(configuration(), out_dir=tmp_path, registry=registry)
+    assert all(set(e.metrics) == {"examples"} for e in read_run(tmp_path).evaluations)

@@ -17,13 +17,17 @@ __all__ = ["draw", "save_figure"]
 
 _COLOURS = {
     "baseline": "#222222",
+    "baseline, averaged": "#777777",
     "hybrid": "#0b6fd1",
+    "hybrid, averaged": "#6fb1f2",
     "none": "#9a9a9a",
     "frozen": "#b07aa1",
     "random": "#d4a017",
     "tuned": "#1b8a5a",
+    "tuned, averaged": "#7cc5a3",
 }
 _MAIN = ("baseline", "hybrid", "tuned")
+_AVERAGED = tuple(f"{arm}, averaged" for arm in _MAIN)
 _RATES = ("#f2a07b", "#e06c4f", "#b8402f", "#7d2018")
 _MARKS = (("jumps", "#0b6fd1"), ("kept", "#1b8a5a"), ("failed", "#c62828"))
 
@@ -95,7 +99,10 @@ def _assign_colours(arms: Sequence[str]) -> dict[str, str]:
 def _curves(axis: Any, comparison: Comparison, key: str, colours: dict[str, str]) -> None:
     seen: set[str] = set()
     losses = []
-    for record in comparison.records:
+    rows = {row.arm for row in comparison.rows}
+    averaged = [record.averaged for record in comparison.records]
+    drawn = [*comparison.records, *(r for r in averaged if r is not None and r.arm in rows)]
+    for record in drawn:
         points = [(getattr(e, key), e.loss) for e in record.evaluations if math.isfinite(e.loss)]
         if not points:
             continue
@@ -110,7 +117,7 @@ def _curves(axis: Any, comparison: Comparison, key: str, colours: dict[str, str]
             color=colours.get(record.arm, "#555555"),
             linewidth=(2.2 if main else 1.3) if first else 0.8,
             alpha=1.0 if first else 0.45,
-            linestyle="-" if main else "--",
+            linestyle="-" if main else "-." if record.arm in _AVERAGED else "--",
             zorder=3 if record.arm == "hybrid" else 2,
             label=record.arm if first else None,
         )
@@ -185,7 +192,7 @@ def _title(comparison: Comparison) -> str:
             if hybrid.speedup_cost > 0
             else "hybrid misses the target"
         )
-    controls = [row for row in comparison.rows if row.arm not in ("baseline", "hybrid")]
+    controls = [row for row in comparison.rows if row.arm not in ("baseline", "hybrid", "hybrid, averaged")]
     best = max(controls, key=lambda row: row.speedup_wall, default=None)
     if best is not None and best.speedup_wall > 0:
         parts.append(f"best control {best.arm}: {best.speedup_wall:.2f}x, {best.speedup_cost:.2f}x")

@@ -66,7 +66,7 @@ def comparison_table(comparison: Comparison) -> Table:
     for position, heading in enumerate(arm_columns()):
         table.add_column(heading, justify="left" if position == 0 else "right")
     for row in comparison.rows:
-        style = "bold" if row.arm == "hybrid" else ""
+        style = "bold" if row.arm in ("hybrid", "hybrid, averaged") else ""
         table.add_row(*(Text(cell, style) for cell in arm_cells(row)))
     return table
 
