@@ -13,6 +13,7 @@ __all__ = ["CONTROLLERS", "PREDICTORS", "TASKS", "TRACKERS"]
 PREDICTORS: tuple[str, ...] = (
     "hybridcore.predictors.last_update:LastUpdate",
     "hybridcore.predictors.drift:Drift",
+    "hybridcore.predictors.outer_momentum:OuterMomentum",
     "hybridcore.predictors.controls:NoPrediction",
     "hybridcore.predictors.controls:Frozen",
     "hybridcore.predictors.controls:RandomJump",
