@@ -14,6 +14,7 @@ PREDICTORS: tuple[str, ...] = (
     "hybridcore.predictors.last_update:LastUpdate",
     "hybridcore.predictors.drift:Drift",
     "hybridcore.predictors.outer_momentum:OuterMomentum",
+    "hybridcore.predictors.average:Average",
     "hybridcore.predictors.controls:NoPrediction",
     "hybridcore.predictors.controls:Frozen",
     "hybridcore.predictors.controls:RandomJump",
