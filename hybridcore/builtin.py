@@ -15,6 +15,7 @@ PREDICTORS: tuple[str, ...] = (
     "hybridcore.predictors.drift:Drift",
     "hybridcore.predictors.outer_momentum:OuterMomentum",
     "hybridcore.predictors.average:Average",
+    "hybridcore.predictors.spectral:Spectral",
     "hybridcore.predictors.controls:NoPrediction",
     "hybridcore.predictors.controls:Frozen",
     "hybridcore.predictors.controls:RandomJump",
