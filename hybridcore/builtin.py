@@ -16,6 +16,7 @@ PREDICTORS: tuple[str, ...] = (
     "hybridcore.predictors.outer_momentum:OuterMomentum",
     "hybridcore.predictors.average:Average",
     "hybridcore.predictors.spectral:Spectral",
+    "hybridcore.predictors.anderson:Anderson",
     "hybridcore.predictors.controls:NoPrediction",
     "hybridcore.predictors.controls:Frozen",
     "hybridcore.predictors.controls:RandomJump",
