@@ -17,6 +17,7 @@ PREDICTORS: tuple[str, ...] = (
     "hybridcore.predictors.average:Average",
     "hybridcore.predictors.spectral:Spectral",
     "hybridcore.predictors.anderson:Anderson",
+    "hybridcore.predictors.latent:Latent",
     "hybridcore.predictors.controls:NoPrediction",
     "hybridcore.predictors.controls:Frozen",
     "hybridcore.predictors.controls:RandomJump",
