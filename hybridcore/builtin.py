@@ -18,6 +18,7 @@ PREDICTORS: tuple[str, ...] = (
     "hybridcore.predictors.spectral:Spectral",
     "hybridcore.predictors.anderson:Anderson",
     "hybridcore.predictors.latent:Latent",
+    "hybridcore.predictors.subspace_newton:SubspaceNewton",
     "hybridcore.predictors.controls:NoPrediction",
     "hybridcore.predictors.controls:Frozen",
     "hybridcore.predictors.controls:RandomJump",
