@@ -270,7 +270,7 @@ class Engine:
         jump, steps, done = self._pending
         jump.apply(self.adapter, 1.0 / steps)
         done += 1
-        self.predicted_steps += jump.horizon / steps
+        self.predicted_steps += max(0.0, jump.horizon) / steps
         loss = math.nan
         every = self.config.phases.forward_every
         if every and done % every == 0:
@@ -478,7 +478,7 @@ class Engine:
                 self._refuse(name, action.horizon, worse)
                 return
         self._enter(Phase.PREDICT, 0, action.reason, quiet=self._in_continuous_trial)
-        self.predicted_steps += jump.horizon
+        self.predicted_steps += max(0.0, jump.horizon)
         self._landed(jump, action.reason, share=1.0, continuous=action.continuous)
 
     def _propose(self, name: str, horizon: float) -> tuple[Jump | None, str | None]:

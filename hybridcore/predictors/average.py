@@ -39,7 +39,7 @@ class Average:
     The change is ``step * (mean(m_{k-n+1} .. m_k) - w)`` with ``n = share * steps / W``, at least one and at
     most `windows`. At a constant learning rate the iterates hover around the path's slow part; their mean
     is where a decay of the learning rate would have ended (Kaddour, Stop Wasting My Time, 2022; Ajroldi,
-    Orvieto and Geiping, ICML 2025). It stands for no step forward: the horizon is 0.
+    Orvieto and Geiping, ICML 2025). It is a step back: its horizon is minus `step` times the mean's age.
 
     Example:
         >>> Average().config.windows
@@ -77,7 +77,8 @@ class Average:
         means = history.window_means[-self._count(history) :]
         mean = combine(means, [1.0 / len(means)] * len(means))
         deltas = tuple(w - m for w, m in zip(history.current(), mean, strict=True))
-        return Prediction(deltas, 0.0, 1.0, scale=-self.config.step)
+        age = history.open_steps + (len(means) * history.window - 1) / 2.0
+        return Prediction(deltas, -self.config.step * age, 1.0, scale=-self.config.step)
 
     def state_dict(self) -> dict[str, Any]:
         """How long the run is."""

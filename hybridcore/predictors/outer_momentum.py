@@ -47,8 +47,8 @@ class OuterMomentum:
     - ``"ema"``: change ``beta / (1 - beta) * m``, m the mean of the updates with weights that decay by
       beta per real step, taken from the window displacements kept.
     - ``"lookahead"``: change ``-(1 - alpha) (w - s)``, a step back to the slow weights s, here the oldest
-      window mean kept (Zhang, Lucas, Hinton and Ba, Lookahead Optimizer, NeurIPS 2019). It stands for no
-      step forward: its horizon is 0.
+      window mean kept (Zhang, Lucas, Hinton and Ba, Lookahead Optimizer, NeurIPS 2019). Its horizon
+      is negative: as many steps as it goes back.
 
     Example:
         >>> OuterMomentum().config.mode
@@ -80,8 +80,10 @@ class OuterMomentum:
         """One outer step."""
         c = self.config
         if c.mode == "lookahead":
-            pairs = zip(history.current(), history.window_means[0], strict=True)
-            return Prediction(tuple(w - s for w, s in pairs), 0.0, 1.0, scale=c.slow_step - 1.0)
+            means, window = history.window_means, history.window
+            age = history.open_steps + (len(means) - 1) * window + (window - 1) / 2.0
+            back = tuple(w - s for w, s in zip(history.current(), means[0], strict=True))
+            return Prediction(back, (c.slow_step - 1.0) * age, 1.0, scale=c.slow_step - 1.0)
         if c.mode == "ema":
             # The mean of the updates, per real step.
             steps = differences(history.window_means)

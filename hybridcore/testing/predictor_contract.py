@@ -31,7 +31,7 @@ class PredictorContract:
         predicts: Whether the predictor ever becomes ready.
         steps: Real steps after which it must be ready.
         chooses_length: Whether the predictor decides on its own how far to go, so that the horizon it states
-            may differ from the one asked for; zero or less for a change that is no step forward.
+            may differ from the one asked for; negative for a change that goes back.
         exact_on_straight_line: Whether a trajectory of constant steps is continued exactly; leave False for
             predictors that average, damp or do not predict.
 

@@ -4,7 +4,7 @@ import array_api_compat.numpy as xp
 import numpy as np
 import pytest
 from engine_lab import Scripted, bowl, build, configure, drive
-from trajectory_lab import moved, recursion, remember, window_means
+from trajectory_lab import change, moved, recursion, remember, window_means
 
 from hybridcore.predictors.average import Average
 from hybridcore.protocols import OptimizerSpec
@@ -36,10 +36,15 @@ def test_f85_it_waits_for_all_windows_that_the_mean_covers():
     assert not predictor.ready(history)
 
 
-def test_f85_the_horizon_is_zero_whatever_is_asked():
-    predictor = make()
-    history = remember(recursion(40), predictor)
-    assert [predictor.predict(history, h, xp).horizon for h in (-5.0, 1.0, 80.0)] == [0.0, 0.0, 0.0]
+@pytest.mark.parametrize("options", [{}, {"share": 0.5}, {"step": -0.5}])
+def test_f85_on_a_straight_line_its_horizon_is_how_far_it_goes_back(options):
+    line = np.outer(np.arange(43), np.linspace(-0.02, 0.03, 12))
+    predictor = make(**options)
+    history = remember(line, predictor)
+    for asked in (-5.0, 1.0, 80.0):
+        got = predictor.predict(history, asked, xp)
+        np.testing.assert_allclose(change(got), got.horizon * (line[1] - line[0]), atol=1e-5)
+        assert got.horizon * predictor.config.step < 0.0
 
 
 def test_f85_around_the_optimum_of_a_noisy_quadratic_the_mean_is_better():

@@ -27,7 +27,7 @@ def test_f85_nesterov_is_the_recursion_written_out():
 
 def test_f85_its_own_horizon_is_what_the_change_is_worth_on_a_straight_line():
     line = np.outer(np.arange(41), np.linspace(-0.02, 0.03, 12))
-    for options in ({"mode": "nesterov"}, {"mode": "ema", "momentum": 0.95}):
+    for options in ({"mode": "nesterov"}, {"mode": "ema", "momentum": 0.95}, {"mode": "lookahead"}):
         predictor = make(length="own", **options)
         history = remember(line, predictor)
         for _ in range(3):
@@ -66,4 +66,5 @@ def test_f85_a_step_back_counts_no_predicted_steps():
     engine, recorder = build(bowl(), configure(), script, make(mode="lookahead", slow_step=0.9), [None])
     drive(engine, 30)
     assert len(recorder.named("jump")) == 1
+    assert recorder.named("jump")[0]["horizon"] < 0.0
     assert engine.summary()["predicted_steps"] == 0.0
