@@ -127,7 +127,7 @@ class ControllerConfig:
         options: Own tables by registry name.
     """
 
-    name: str = "threshold"
+    name: str = "credit"
     options: dict[str, dict[str, Any]] = attrs.field(factory=dict)
 
 

@@ -450,6 +450,7 @@ class Engine:
         if self._trials.trial is None:
             opening = self._trials.open(action, self.real_steps, self.cost, self.predicted_steps)
             opening.predictor = name
+            self.history.average(action.averaged)
             opened = True
             self._limiter.measure_weights(self.adapter)
             tentative = self.config.probe.tentative and self.config.phases.predict_mode == "jump"

@@ -90,6 +90,14 @@ class History:
         self._displacement: Buckets | None = None
         self._end_count = 0
         self._straightness = math.nan
+        self._averaging = True
+
+    def average(self, wanted: bool) -> None:
+        """Keep window means from now on, or not; leaving off saves a pass over the weights per step."""
+        if not wanted and self._averaging:
+            self._means.clear()
+            self._count = 0
+        self._averaging = wanted
 
     def _copies(self, windows: int) -> int:
         copies = 0
@@ -164,7 +172,7 @@ class History:
             return
         if self._recent_is == "before":
             self._recent_is = "before a step"
-        if "window-means" in self.needs:
+        if "window-means" in self.needs and self._averaging:
             self._add(adapter)
         if "straightness" in self.needs:
             self._end_count += 1

@@ -323,6 +323,8 @@ class Action:
             ``"guard"`` (only the one-sided loss guard; costs no forward passes).
         continuous: The jump follows every real step of the trial, so that the path has no break: windows
             run across it, and the optimizer's state needs no adjustment.
+        averaged: Whether window means are kept during the trial; a controller that judges only some trials
+            of a row by probe needs them there and in the trial before.
         observe: Whether the history watches the phase's real steps; None leaves that to the engine.
     """
 
@@ -334,6 +336,7 @@ class Action:
     settle: int = 0
     judge: str = "probe"
     continuous: bool = False
+    averaged: bool = True
     observe: bool | None = None
 
 

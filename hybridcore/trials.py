@@ -40,6 +40,8 @@ class Trial:
         statistics: State of the run's statistics at the opening, restored on failure.
         loss_level: Average loss at the opening.
         loss_deviation: Its mean absolute deviation.
+        loss_peak: Largest loss of the last 32 steps before it; late in training single hard examples make
+            tails that a deviation does not tell.
         seconds: Seconds of real steps when it opened.
         progress: Real steps at which the reference's losses were current; probes do not count.
         covered: Optimizer steps predicted until then.
@@ -69,6 +71,7 @@ class Trial:
     reach: dict[str, Any] | None = None
     previous: Trial | None = None
     first_jump: Jump | None = None
+    loss_peak: float = -math.inf
     jumps: int = 0
     predicted: float = 0.0
     real_steps: int = 0
@@ -79,7 +82,7 @@ class Trial:
             return math.inf
         by_noise = self.loss_level + config.guard_z * self.loss_deviation
         by_factor = self.loss_level + (config.guard_factor - 1.0) * abs(self.loss_level)
-        return max(by_noise, by_factor)
+        return max(by_noise, by_factor, self.loss_peak)
 
     def outcome(
         self,
@@ -186,6 +189,7 @@ class TrialKeeper:
             statistics=self._statistics.state_dict(),
             loss_level=self._statistics.loss_ema(16),
             loss_deviation=self._statistics.loss_deviation,
+            loss_peak=max(list(self._statistics.losses)[-32:], default=-math.inf),
             seconds=self._budget.total_seconds,
             progress=progress,
             covered=predicted,

@@ -164,7 +164,7 @@ def clouds(seed=0, *, optimizer=None, classes=3, features=8, spread=1.5):
     return adapter, batches(), [(x[300:350], y[300:350]), (x[350:], y[350:])]
 
 
-FREE = {"share": 1.0, "grace_steps": 1e6, "backoff_steps": 0}
+FREE = {"share": 1.0, "grace_steps": 1e6, "backoff_steps": 0, "count_seconds": False}
 """Budget that forbids nothing, so that a test sees what it tests."""
 
 

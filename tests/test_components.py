@@ -36,7 +36,7 @@ class Plain:
 
 REGISTRY = SimpleNamespace(
     predictors={"drift": Drift, "last-update": Plain},
-    controllers={"threshold": Plain},
+    controllers={"threshold": Plain, "credit": Plain},
     tasks={"digits-mlp": Drift},
 )
 

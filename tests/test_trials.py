@@ -327,7 +327,9 @@ def test_f83_the_same_bound_holds_in_seconds(monkeypatch):
     monkeypatch.setattr(time, "perf_counter", lambda: next(now) * 1e-3)
     adapter, batches, probes = clouds()
     config = configure(
-        budget={"share": 0.1, "grace_steps": 5.0, "backoff_steps": 4}, probe={"tentative": False}, **UPHILL
+        budget={"share": 0.1, "grace_steps": 5.0, "backoff_steps": 4, "count_seconds": True},
+        probe={"tentative": False},
+        **UPHILL,
     )
     controller = Fixed(FixedConfig(full_steps=4, correct_steps=4))
     engine, _ = build(adapter, config, controller, away(2.0), probes)

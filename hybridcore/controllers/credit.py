@@ -62,6 +62,7 @@ class Credit:
         self._trials = 0
         self._next_probe = 1
         self._gap = 1
+        self._waits = 0
 
     def choose(self, state: EngineState) -> Action:
         """Repeat the last update h - 1 times, or rest until the next sample of the reach."""
@@ -82,7 +83,15 @@ class Credit:
             return Action(Phase.FULL, 1, state.why_not or "Predict is not allowed", observe=True)
         name = state.default_predictor
         if not state.predictor_ready.get(name, False):
-            return Action(Phase.FULL, 1, f"predictor {name!r} is not ready", observe=True)
+            # Right after a rest one real step makes it ready; one that stays unready is left alone for longer
+            # and longer, so that it costs nothing.
+            self._waits += 1
+            length = 1 if self._waits <= 2 else min(2 ** (self._waits // 2), 256)
+            awake = self._waits <= 2 or self._waits % 2 == 0
+            return Action(
+                Phase.FULL, length if not awake else 1, f"predictor {name!r} is not ready", observe=awake
+            )
+        self._waits = 0
         probe = state.trial_steps_left == 0 and self._trials + 1 >= self._next_probe
         return Action(
             Phase.PREDICT,
@@ -93,6 +102,7 @@ class Credit:
             settle=c.window,
             judge="probe" if probe else "guard",
             continuous=True,
+            averaged=probe or self._trials + 2 >= self._next_probe,
         )
 
     def _rest(self, state: EngineState, reason: str) -> Action:

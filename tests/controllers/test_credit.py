@@ -11,7 +11,7 @@ from engine_lab import Recorder, bits, bowl, clouds, configure, drive
 from hybridcore.controllers.credit import Credit, CreditConfig
 from hybridcore.engine import Engine
 from hybridcore.events import EventBus
-from hybridcore.predictors.controls import Frozen, RandomJump
+from hybridcore.predictors.controls import Frozen, NoPrediction, RandomJump
 from hybridcore.predictors.last_update import LastUpdate
 from hybridcore.protocols import OptimizerSpec, Outcome
 
@@ -164,3 +164,13 @@ def test_f72_same_seed_same_trace():
         traces.append(recorder.trace())
     assert traces[0] == traces[1]
     assert any(event == "jump" for event, _ in traces[0])
+
+
+def test_a_predictor_that_is_never_ready_is_asked_ever_more_rarely():
+    """Refusing every jump costs next to nothing: after a while the history sleeps nearly all the time."""
+    adapter = bowl(optimizer=OptimizerSpec("sgd", 1e-4))
+    _, recorder = run(adapter, None, 2000, predictor=NoPrediction())
+    awake = sum(p["length"] for p in recorder.named("phase-start") if "not ready" in p["reason"])
+    assert not recorder.named("jump")
+    assert len(recorder.named("phase-start")) < 60
+    assert awake > 1000

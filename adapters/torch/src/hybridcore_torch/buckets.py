@@ -9,6 +9,9 @@ import torch
 from hybridcore.errors import DeltaError, ModelError
 from hybridcore.layout import Buckets, ParamGroup, ParamLayout
 
+FEW = 64
+"""Tensors up to which one call each is cheaper than a second pass over all of them."""
+
 __all__ = ["BucketStore"]
 
 Tensors = list[torch.Tensor]
@@ -165,6 +168,9 @@ class BucketStore:
                 _scale(into, weight)
         elif self._float32 and decay == 1.0 - weight:
             torch._foreach_lerp_(views, params, weight)
+        elif self._float32 and weight == 1.0 and decay == -1.0 and len(params) <= FEW:
+            for view, param in zip(views, params, strict=True):  # one pass instead of two
+                torch.sub(param.detach(), view, out=view)
         else:
             if decay != 1.0:
                 _scale(into, decay)
