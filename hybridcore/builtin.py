@@ -13,6 +13,12 @@ __all__ = ["CONTROLLERS", "PREDICTORS", "TASKS", "TRACKERS"]
 PREDICTORS: tuple[str, ...] = (
     "hybridcore.predictors.last_update:LastUpdate",
     "hybridcore.predictors.drift:Drift",
+    "hybridcore.predictors.outer_momentum:OuterMomentum",
+    "hybridcore.predictors.average:Average",
+    "hybridcore.predictors.spectral:Spectral",
+    "hybridcore.predictors.anderson:Anderson",
+    "hybridcore.predictors.latent:Latent",
+    "hybridcore.predictors.subspace_newton:SubspaceNewton",
     "hybridcore.predictors.controls:NoPrediction",
     "hybridcore.predictors.controls:Frozen",
     "hybridcore.predictors.controls:RandomJump",

@@ -24,9 +24,12 @@ from hybridcore.probes import ProbeSet
 from hybridcore.protocols import (
     Action,
     Adapter,
+    Buckets,
     Controller,
+    MeasuringPredictor,
     Outcome,
     Phase,
+    Prediction,
     Predictor,
     StepRecord,
     StepResult,
@@ -99,7 +102,8 @@ class Engine:
         self.average = RunningAverage(config.average) if config.average.enabled else None
         apart = RunningAverage.reserved_bytes(adapter) if self.average is not None else 0
         reserved = apart + adapter.snapshot_nbytes()
-        self.history = History(adapter.layout, adapter.xp, config.history, needs, reserved)
+        self._windows = max(getattr(p, "windows", 0) for p in self.predictors.values())
+        self.history = History(adapter.layout, adapter.xp, config.history, needs, reserved, self._windows)
         self._limiter = JumpLimiter(adapter.layout, adapter.xp, config.groups)
         streams = np.random.SeedSequence(config.run.seed).spawn(len(self.predictors))
         for predictor, stream in zip(self.predictors.values(), streams, strict=True):
@@ -273,7 +277,7 @@ class Engine:
         jump, steps, done = self._pending
         jump.apply(self.adapter, 1.0 / steps)
         done += 1
-        self.predicted_steps += jump.horizon / steps
+        self.predicted_steps += max(0.0, jump.horizon) / steps
         loss = math.nan
         every = self.config.phases.forward_every
         if every and done % every == 0:
@@ -463,7 +467,7 @@ class Engine:
             elif self.history.active and not action.observe:
                 self.history.sleep(keep_buffers=True)
             return
-        lead = 3 * self.history.window + self.config.phases.full_steps
+        lead = max(3, self._windows) * self.history.window + self.config.phases.full_steps
         if self.phase is not Phase.FULL or self._trials.trial is not None:
             return
         pause = self.budget.resume_at - self.real_steps
@@ -517,7 +521,7 @@ class Engine:
                 self._refuse(name, action.horizon, worse)
                 return
         self._enter(Phase.PREDICT, 0, action.reason, quiet=self._in_continuous_trial)
-        self.predicted_steps += jump.horizon
+        self.predicted_steps += max(0.0, jump.horizon)
         self._landed(jump, action.reason, share=1.0, continuous=action.continuous)
 
     def _propose(self, name: str, horizon: float) -> tuple[Jump | None, str | None]:
@@ -533,8 +537,8 @@ class Engine:
         if not predictor.ready(self.history):
             return None, f"predictor {name!r} is not ready"
         try:
-            prediction = predictor.predict(self.history, horizon, self.adapter.xp)
             trial = self._trials.trial
+            prediction = self._prediction(predictor, horizon, trial is not None and trial.continuous)
             if trial is not None and trial.continuous and trial.first_jump is not None:
                 return self._limiter.repeat(prediction, trial.first_jump), None
             jump = self._limiter.limit(prediction, self.adapter)
@@ -544,6 +548,18 @@ class Engine:
         except HybridCoreError as error:
             logger.warning("predictor %r refused: %s", name, error)
             return None, f"predictor {name!r}: {error.what}"
+
+    def _prediction(self, predictor: Predictor, horizon: float, continuous: bool) -> Prediction:
+        """The predictor's proposal; measured by probes where it can use them and no step is continuous."""
+        if continuous or not len(self.probes) or not isinstance(predictor, MeasuringPredictor):
+            return predictor.predict(self.history, horizon, self.adapter.xp)
+        current = self.adapter.read_params()
+
+        def measure(change: Buckets) -> float:
+            weights = tuple(w + d for w, d in zip(current, change, strict=True))
+            return float(np.mean(self._trials.probe(weights)))
+
+        return predictor.predict_with(self.history, horizon, self.adapter.xp, measure)
 
     def _landed(self, jump: Jump, reason: str, *, share: float, continuous: bool) -> None:
         """After the whole change: optimizer state, statistics, history, events."""

@@ -43,6 +43,7 @@ class History:
         config: Window length, number of windows, memory budget.
         needs: Subset of `NEEDS`.
         reserved: Bytes of the budget that others use (snapshots).
+        windows: Window means that a component wants, where that is more than the configuration's.
 
     Attributes:
         windows: Number of window means kept, after the budget.
@@ -58,6 +59,7 @@ class History:
         config: HistoryConfig,
         needs: Iterable[str],
         reserved: int = 0,
+        windows: int = 0,
     ) -> None:
         self.layout, self.xp = layout, xp
         self.window = config.window
@@ -73,7 +75,7 @@ class History:
             )
         self._reserved = reserved
         self.budget_bytes = int(config.memory_budget_mib * MIB)
-        self._wanted = config.windows
+        self._wanted = max(config.windows, windows)
         self.windows = self._fit(self._wanted)
         self.active = True
         self._adapter: Adapter | None = None
@@ -218,6 +220,11 @@ class History:
     def window_means(self) -> Sequence[Buckets]:
         """Means of the last windows, oldest first. Read only."""
         return tuple(self._means)
+
+    @property
+    def open_steps(self) -> int:
+        """Real steps since the newest window mean was closed."""
+        return self._count
 
     def last_update(self) -> Buckets:
         """Weights after the last real step minus those before it; valid until the next real step.

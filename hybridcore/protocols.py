@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from enum import StrEnum
 from types import ModuleType
@@ -29,6 +29,7 @@ __all__ = [
     "Buckets",
     "Controller",
     "Framework",
+    "MeasuringPredictor",
     "OptimizerSpec",
     "Outcome",
     "Phase",
@@ -251,7 +252,11 @@ class Predictor(Protocol):
 
     The class carries ``name`` (kebab-case registry name), ``api_version``, ``needs`` (what the history
     must keep: any of ``"last-update"``, ``"window-means"``, ``"straightness"``, ``"reach"``) and optionally
-    ``Config``, an attrs class whose fields are the keys of the table ``[predictor.<name>]``.
+
+    - ``Config``, an attrs class whose fields are the keys of the table ``[predictor.<name>]``;
+    - ``windows``, an int of the class or the instance: window means it wants. The history keeps the most of
+      what is wanted and ``history.windows``, or fewer where the memory budget ends;
+    - ``predict_with``, see `MeasuringPredictor`.
     """
 
     name: ClassVar[str]
@@ -280,6 +285,25 @@ class Predictor(Protocol):
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Put back what `state_dict` gave."""
+        ...
+
+
+@runtime_checkable
+class MeasuringPredictor(Predictor, Protocol):
+    """A predictor that measures losses at weights of its choice before it proposes a change."""
+
+    def predict_with(
+        self, history: History, horizon: float, xp: ModuleType, measure: Callable[[Buckets], float]
+    ) -> Prediction:
+        """Like `predict`, which the engine calls instead where there are no probe examples.
+
+        Args:
+            history: The history.
+            horizon: Optimizer steps that the change should be worth.
+            xp: Array namespace of the buckets.
+            measure: Mean probe loss of the current weights plus the buckets given. Each call is booked as
+                one probe, and leaves the weights as they are.
+        """
         ...
 
 

@@ -10,9 +10,15 @@ import pytest
 from hybridcore.errors import PluginError
 from hybridcore.history import History
 from hybridcore.plugins import load_registry
+from hybridcore.predictors.anderson import Anderson
+from hybridcore.predictors.average import Average
 from hybridcore.predictors.controls import Frozen, NoPrediction, RandomJump
 from hybridcore.predictors.drift import Drift
 from hybridcore.predictors.last_update import LastUpdate
+from hybridcore.predictors.latent import Latent
+from hybridcore.predictors.outer_momentum import OuterMomentum
+from hybridcore.predictors.spectral import Spectral
+from hybridcore.predictors.subspace_newton import SubspaceNewton
 from hybridcore.protocols import Prediction
 from hybridcore.testing import Backend, PredictorContract
 from hybridcore.testing.trajectories import layout_of_two_buckets, straight_line, synthetic_history
@@ -54,6 +60,67 @@ class TestFrozen(PredictorContract):
 class TestRandomJump(PredictorContract):
     def make(self) -> RandomJump:
         return RandomJump()
+
+
+class TestOuterMomentum(PredictorContract):
+    exact_on_straight_line = True
+
+    def make(self) -> OuterMomentum:
+        return OuterMomentum()
+
+
+class TestOuterMomentumOfOwnLength(PredictorContract):
+    chooses_length = True
+
+    def make(self) -> OuterMomentum:
+        return OuterMomentum(OuterMomentum.Config(length="own"))
+
+
+class TestEmaMomentum(PredictorContract):
+    exact_on_straight_line = True
+
+    def make(self) -> OuterMomentum:
+        return OuterMomentum(OuterMomentum.Config(mode="ema"))
+
+
+class TestLookahead(PredictorContract):
+    chooses_length = True
+
+    def make(self) -> OuterMomentum:
+        return OuterMomentum(OuterMomentum.Config(mode="lookahead"))
+
+
+class TestAverage(PredictorContract):
+    chooses_length = True
+
+    def make(self) -> Average:
+        return Average()
+
+
+class TestSpectral(PredictorContract):
+    exact_on_straight_line = True
+
+    def make(self) -> Spectral:
+        return Spectral()
+
+
+class TestAnderson(PredictorContract):
+    def make(self) -> Anderson:
+        return Anderson()
+
+
+class TestLatent(PredictorContract):
+    exact_on_straight_line = True
+
+    def make(self) -> Latent:
+        return Latent()
+
+
+class TestSubspaceNewton(PredictorContract):
+    exact_on_straight_line = True
+
+    def make(self) -> SubspaceNewton:
+        return SubspaceNewton()
 
 
 def test_every_builtin_predictor_runs_the_contract() -> None:

@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from hybridcore.config import HistoryConfig
 from hybridcore.history import NEEDS, History
 from hybridcore.layout import Buckets, ParamLayout
 from hybridcore.plugin_checks import check_class
-from hybridcore.protocols import Prediction, Predictor
+from hybridcore.protocols import MeasuringPredictor, Prediction, Predictor
 from hybridcore.testing.backends import Backend
 from hybridcore.testing.trajectories import curve, layout_of_two_buckets, straight_line, synthetic_history
 
@@ -29,6 +30,8 @@ class PredictorContract:
     Attributes:
         predicts: Whether the predictor ever becomes ready.
         steps: Real steps after which it must be ready.
+        chooses_length: Whether the predictor decides on its own how far to go, so that the horizon it states
+            may differ from the one asked for; negative for a change that goes back.
         exact_on_straight_line: Whether a trajectory of constant steps is continued exactly; leave False for
             predictors that average, damp or do not predict.
 
@@ -42,6 +45,7 @@ class PredictorContract:
 
     predicts: ClassVar[bool] = True
     steps: ClassVar[int] = 40
+    chooses_length: ClassVar[bool] = False
     exact_on_straight_line: ClassVar[bool] = False
 
     def make(self) -> Predictor:
@@ -70,10 +74,12 @@ class PredictorContract:
         self, predictor: Predictor, backend: Backend, layout: ParamLayout, path: list[NDArray[np.float32]]
     ) -> History:
         """Play a trajectory to the predictor; the history that results keeps just what it needs."""
+        wanted = max(3, getattr(predictor, "windows", 0))
         return synthetic_history(
             backend.namespace(),
             layout,
             path,
+            config=HistoryConfig(window=4, windows=wanted),
             needs=predictor.needs,
             observe=predictor.observe,
             protect=backend.protect,
@@ -124,11 +130,12 @@ class PredictorContract:
         assert np.isfinite(self.change(prediction, backend)).all()
 
     def test_statement_is_sound(self, backend: Backend, layout: ParamLayout) -> None:
-        """Confidence lies in [0, 1], the horizon is the one asked for, a predicted loss is finite."""
+        """Confidence lies in [0, 1], the horizon is sound, a predicted loss is finite."""
         for straight in (False, True):
             _, _, prediction = self.predicted(backend, layout, horizon=7.0, straight=straight)
             assert 0.0 <= prediction.confidence <= 1.0
-            assert prediction.horizon == 7.0
+            assert math.isfinite(prediction.horizon)
+            assert self.chooses_length or prediction.horizon == 7.0
             assert prediction.predicted_loss is None or math.isfinite(prediction.predicted_loss)
 
     def test_history_is_not_written_to(self, backend: Backend, layout: ParamLayout) -> None:
@@ -141,6 +148,27 @@ class PredictorContract:
         assert before
         predictor.ready(history)
         predictor.predict(history, 5.0, backend.namespace())
+        for old, new in zip(before, _numbers(history, backend), strict=True):
+            np.testing.assert_array_equal(old, new)
+
+    def test_measuring_leaves_the_history_alone(self, backend: Backend, layout: ParamLayout) -> None:
+        """`predict_with` measures changes that fit, writes to nothing, and gives a change that fits."""
+        predictor, history, _ = self.predicted(backend, layout)
+        if not isinstance(predictor, MeasuringPredictor):
+            pytest.skip("this predictor does not measure")
+        before = _numbers(history, backend)
+        start = np.concatenate([backend.to_numpy(b) for b in history.current()])
+
+        def measure(change: Buckets) -> float:
+            layout.check(change)
+            moved = start + np.concatenate([backend.to_numpy(b) for b in change])
+            return 0.5 * float(moved @ moved)
+
+        prediction = predictor.predict_with(history, 5.0, backend.namespace(), measure)
+        layout.check(prediction.deltas)
+        assert 0.0 <= prediction.confidence <= 1.0
+        moved = start + self.change(prediction, backend)
+        assert moved @ moved < start @ start
         for old, new in zip(before, _numbers(history, backend), strict=True):
             np.testing.assert_array_equal(old, new)
 

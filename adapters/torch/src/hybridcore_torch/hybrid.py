@@ -11,6 +11,7 @@ from torch import nn
 
 from hybridcore.config import HybridConfig
 from hybridcore.engine import Engine
+from hybridcore.errors import ProbeError
 from hybridcore.events import Listener
 from hybridcore.protocols import StepResult
 from hybridcore_torch.adapter import TorchAdapter
@@ -109,10 +110,15 @@ class Hybrid:
 
         Returns:
             The mean training loss before the update; NaN for a predicted step that was not measured.
+
+        Raises:
+            BatchError: The model cannot take the batch; nothing changed.
+            ProbeError: `batch` is a function, and no probe batches were given.
         """
         if not callable(batch):
             result = self.engine.step(batch)
         elif self.engine.needs_backward:
+            self._require_probes()
             self.engine.before_step()
             result = self.adapter.closure_step(batch)
             self.engine.after_step(result)
@@ -130,6 +136,7 @@ class Hybrid:
         Args:
             loss: Mean loss of the batch; not looked at after a batch for which `needs_backward` was False.
         """
+        self._require_probes()
         if self.adapter.real_steps == self._seen and not self.engine.needs_backward:
             self.engine.predicted_step(None)
             self._sync()
@@ -144,6 +151,17 @@ class Hybrid:
         mean = sum(values) / len(values) if values else float("nan")
         self.engine.after_step(StepResult(mean, self.adapter.last_grad_norm))
         self._sync()
+
+    def _require_probes(self) -> None:
+        """Raise where nothing could ever be judged: these two ways show the engine no batches."""
+        if not len(self.engine.probes):
+            raise ProbeError(
+                "a loop that keeps its batches to itself needs held-out batches for probes",
+                where="hybridize(..., probe=...)",
+                got="no probe batches",
+                expected="one or more held-out batches that loss_fn takes",
+                fix="pass probe=[batch, ...] to hybridize, or train with hybrid.step(batch)",
+            )
 
     def _sync(self) -> None:
         self.stepped = self.adapter.real_steps != self._seen
