@@ -37,6 +37,7 @@ demo: $(STAMP)  ## compare prediction with its baseline and controls on MNIST
 test: test-core test-torch  ## run every test suite
 
 test-core: $(STAMP)  ## run the tests of the core
+	$(PYTEST) --doctest-modules hybridcore
 	$(PYTEST) tests
 
 test-torch: $(STAMP)  ## run the tests of the PyTorch adapter

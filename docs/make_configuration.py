@@ -100,6 +100,8 @@ def allowed(field: Any) -> str:
         if interval != expected:
             return f"{kind} in {interval.replace('2.14748e+09', '2147483647')}"
         return plain(expected.replace("'", "`")).removeprefix("one of ")
+    except TypeError:  # the validator of a list: what it wants stands in the field's description
+        return "list"
     return kind
 
 

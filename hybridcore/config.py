@@ -191,8 +191,8 @@ class BudgetConfig:
         backoff_steps: Real steps of pause after a failed trial.
         backoff_factor: The pause grows by this factor with each failure in a row.
         max_backoff_steps: Longest pause.
-        count_seconds: Hold the budget in wall-clock seconds as well as in steps. Without it no decision
-            depends on a clock, and the same seed gives the same run (F72).
+        count_seconds: Hold the budget in wall-clock seconds as well as in step equivalents. Both are always
+            counted; without this no decision depends on a clock, and the same seed gives the same run (F72).
     """
 
     share: float = attrs.field(default=0.02, validator=between(0.0, 1.0))
@@ -201,7 +201,7 @@ class BudgetConfig:
     backoff_steps: int = attrs.field(default=20, validator=between(0))
     backoff_factor: float = attrs.field(default=2.0, validator=between(1.0))
     max_backoff_steps: int = attrs.field(default=2000, validator=between(0))
-    count_seconds: bool = True
+    count_seconds: bool = False
 
 
 @attrs.frozen(kw_only=True)

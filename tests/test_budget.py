@@ -7,7 +7,8 @@ from hybridcore.config import BudgetConfig
 
 
 def budget(**fields):
-    return Budget(BudgetConfig(**{"share": 0.1, "credit_share": 0.5, "grace_steps": 0.0, **fields}))
+    given = {"share": 0.1, "credit_share": 0.5, "grace_steps": 0.0, "count_seconds": True}
+    return Budget(BudgetConfig(**{**given, **fields}))
 
 
 def test_f83_the_share_is_exact_in_steps():
