@@ -170,12 +170,13 @@ class VerdictConfig:
 
     Attributes:
         confidence_z: A trial fails when its gain is below minus this many standard errors.
-        guard_z: One-sided guard inside a trial: a training loss this many deviations above the level
-            before it fails the trial at once.
+        guard_z: One-sided guard inside a trial: training losses this many deviations above the level before
+            it, and above the peak of the last 32 losses, fail the trial: the second one, or one that is three
+            times as far out.
         guard_factor: The guard also needs a loss above this multiple of that level.
     """
 
-    confidence_z: float = attrs.field(default=1.0, validator=between(0.0))
+    confidence_z: float = attrs.field(default=2.0, validator=between(0.0))
     guard_z: float = attrs.field(default=6.0, validator=between(1.0))
     guard_factor: float = attrs.field(default=1.5, validator=between(1.0))
 

@@ -49,6 +49,7 @@ class Trial:
         reach: State of the reach at the opening.
         previous: The continuous trial that ended where this one began, or None.
         first_jump: Its first jump, whose caps hold for the rest of a continuous trial.
+        strikes: Losses above the guard so far.
         jumps: Jumps applied so far.
         predicted: Optimizer steps that they stand for, after all caps.
         real_steps: Real steps so far.
@@ -71,6 +72,7 @@ class Trial:
     reach: dict[str, Any] | None = None
     previous: Trial | None = None
     first_jump: Jump | None = None
+    strikes: int = 0
     loss_peak: float = -math.inf
     jumps: int = 0
     predicted: float = 0.0
@@ -150,6 +152,7 @@ class TrialKeeper:
         self._examples = 0
         self._point: tuple[NDArray[np.float64], float, float] | None = None
         self._previous: Trial | None = None
+        self._unproven = 0.0
         self._rate: NDArray[np.float64] | None = None
         self.seconds_per_probe = 0.0
 
@@ -180,7 +183,7 @@ class TrialKeeper:
         self._history.reserve(self._reserved + self._adapter.snapshot_nbytes() * snapshots)
         reference, progress = None, cost - self.cost
         if action.judge == "probe":
-            reference, progress = self._reference(cost, predicted)
+            reference, progress = self._reference(cost, predicted, previous)
         self.trial = Trial(
             snapshot=self._adapter.snapshot(),
             step=step,
@@ -214,7 +217,14 @@ class TrialKeeper:
         trial.real_steps += 1
         if result.skipped or not math.isfinite(result.loss):
             return f"step {trial.real_steps} after the jump gave no finite loss or gradient"
-        return self.over_guard(result.loss)
+        over = self.over_guard(result.loss)
+        if over is None:
+            return None
+        # One hard batch is no divergence; a second one in the same trial, or a loss far outside, is.
+        trial.strikes += 1
+        limit = trial.guard_limit(self._config.verdict)
+        far = trial.loss_level + 3.0 * (limit - trial.loss_level)
+        return over if trial.strikes > 1 or not result.loss <= far else None
 
     def over_guard(self, loss: float) -> str | None:
         """Why a loss fails the open trial, or None."""
@@ -234,6 +244,7 @@ class TrialKeeper:
         trial = self.trial
         assert trial is not None
         if trial.reference is None:
+            self._unproven += trial.predicted
             if not trial.continuous:
                 self._point = None  # A slope across the jump would credit the jump to the steps.
             return None
@@ -245,6 +256,11 @@ class TrialKeeper:
         pace = 1.0 + trial.predicted / max(trial.real_steps, 1)
         covered = predicted - age * (pace - 1.0 if trial.continuous else 0.0)
         self._point = (losses, progress, covered) if verdict.kept else None
+        if verdict.kept and trial.predicted > 0.0:
+            # What this trial's predicted steps proved to be worth, those since the verdict before were too.
+            worth = verdict.credit_steps / trial.predicted
+            verdict = attrs.evolve(verdict, credit_steps=verdict.credit_steps + worth * self._unproven)
+        self._unproven = 0.0
         return verdict
 
     def close(self) -> Trial:
@@ -271,6 +287,7 @@ class TrialKeeper:
         origin = trial.previous or trial
         self.close()
         self._previous = None
+        self._unproven = 0.0
         steps = trial.real_steps + (origin.real_steps if origin is not trial else 0)
         self._budget.lose(float(steps), self._budget.total_seconds - origin.seconds)
         start = time.perf_counter()
@@ -318,7 +335,7 @@ class TrialKeeper:
         if examples > 0:
             self._examples = examples
 
-    def _reference(self, cost: float, predicted: float) -> tuple[Reference, float]:
+    def _reference(self, cost: float, predicted: float, previous: Trial | None) -> tuple[Reference, float]:
         """The curve before a jump, per real step of the user's own optimizer, and its place in real steps.
 
         Where jumps happened between its two points, the progress is shared among real and predicted steps;
@@ -330,10 +347,14 @@ class TrialKeeper:
         progress = cost - self.cost - age
         losses = self.probe(mean)
         earlier = self._point
-        if earlier is None or progress - earlier[1] < 0.5 * self._history.window:
+        near = 0.5 * self._history.window, 3.0 * self._history.window
+        if earlier is None or not near[0] <= progress - earlier[1] <= near[1]:
+            # Curves flatten: a slope from long ago would ask more than the user's own steps can give now.
             earlier = None
             if len(means) >= 2 and mean is means[-1]:
-                earlier = (self.probe(means[-2]), progress - self._history.window, predicted)
+                pace = previous.predicted / max(previous.real_steps, 1) if previous is not None else 0.0
+                covered = predicted - pace * self._history.window
+                earlier = (self.probe(means[-2]), progress - self._history.window, covered)
         if earlier is not None:
             steps = progress - earlier[1] + max(0.0, predicted - earlier[2])
             self._rate = (losses - earlier[0]) / steps

@@ -30,7 +30,7 @@ class CreditConfig:
 
     window: int = attrs.field(default=20, validator=between(1))
     growth: float = attrs.field(default=1.15, validator=between(1.0, low_open=True))
-    least_gain: float = attrs.field(default=0.15, validator=between(0.0))
+    least_gain: float = attrs.field(default=0.5, validator=between(0.0))
     probe_every: int = attrs.field(default=16, validator=between(1))
     caution: float = attrs.field(default=2.0, validator=between(1.0, low_open=True))
     recovery: int = attrs.field(default=16, validator=between(1))
@@ -80,7 +80,10 @@ class Credit:
             )
             return self._rest(state, reason)
         if not state.may_predict:
-            return Action(Phase.FULL, 1, state.why_not or "Predict is not allowed", observe=True)
+            reason = state.why_not or "Predict is not allowed"
+            if state.trial_steps_left or state.consecutive_predicts:  # the cap on Predict phases in a row
+                return Action(Phase.FULL, 1, reason, observe=True)
+            return self._rest(state, reason)
         name = state.default_predictor
         if not state.predictor_ready.get(name, False):
             # Right after a rest one real step makes it ready; one that stays unready is left alone for longer
