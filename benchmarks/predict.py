@@ -279,7 +279,7 @@ def draw(table: Sequence[Row], path: Path) -> None:
     figure = Figure(figsize=(8.5, 5.2), layout="constrained")
     axis = figure.subplots()
     floor, families = 0.4, dict.fromkeys((r.setting.model, r.setting.optimizer) for r in table)
-    looks = {"hybrid": ("o", 1.0), "hybrid, averaged": ("^", 0.75), "baseline, averaged": ("_", 0.75)}
+    looks = {"hybrid": ("o", 1.0), "hybrid, averaged": ("^", 0.75), "baseline, averaged": ("x", 0.75)}
     for (model, optimizer), colour in zip(families, ("C0", "C1", "C2", "C3", "C4"), strict=False):
         own = [r for r in table if (r.setting.model, r.setting.optimizer) == (model, optimizer)]
         for arm, (marker, alpha) in looks.items():
@@ -303,7 +303,7 @@ def draw(table: Sequence[Row], path: Path) -> None:
     axis.axhline(1.0, color="#222222", linewidth=1, linestyle=":")
     axis.set(xscale="log", yscale="log", xlabel="learning rate / best learning rate")
     axis.set(ylabel="speed-up in cost to the baseline's final loss")
-    axis.set_ylim(bottom=floor)
+    axis.set_ylim(bottom=0.9 * floor)
     axis.yaxis.set_major_formatter("{x:g}x")
     axis.set_title("hollow: cosine decay; on the lower edge: target missed", fontsize=10)
     axis.grid(alpha=0.25, which="both")
