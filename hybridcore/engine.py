@@ -462,6 +462,7 @@ class Engine:
     def _rest(self, state: EngineState, action: Action) -> None:
         """Sleep while nothing can be predicted; the history wakes early enough to be ready again."""
         if action.observe is not None:
+            self.history.average(action.averaged)
             if action.observe and not self.history.active:
                 self.history.wake()
             elif self.history.active and not action.observe:
@@ -663,7 +664,7 @@ class Engine:
         return False
 
     def _fail_trial(self, reason: str, verdict: Verdict | None) -> None:
-        trial, origin = self._trials.undo()
+        trial, origin = self._trials.undo(proven=verdict is not None and math.isfinite(verdict.gain))
         if self.average is not None:
             self.average.restart()
         self._pending = None

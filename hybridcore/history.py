@@ -21,8 +21,8 @@ MIB = 2**20
 
 
 def dot(a: Buckets, b: Buckets, xp: ModuleType) -> float:
-    """Inner product of two sets of buckets, as a Python float."""
-    return sum(float(xp.vecdot(x, y)) for x, y in zip(a, b, strict=True))
+    """Inner product of two sets of buckets, as a Python float (`matmul` is the quickest on every backend)."""
+    return sum(float(xp.matmul(x, y)) for x, y in zip(a, b, strict=True))
 
 
 def norm(a: Buckets, xp: ModuleType) -> float:

@@ -41,7 +41,7 @@ class Reach:
         True
     """
 
-    def __init__(self, xp: ModuleType, *, sample_share: float = 0.02, max_interval: int = 25) -> None:
+    def __init__(self, xp: ModuleType, *, sample_share: float = 0.04, max_interval: int = 50) -> None:
         self._xp = xp
         self._share, self._max_interval = sample_share, max_interval
         self._origin: Buckets | None = None
@@ -76,9 +76,9 @@ class Reach:
             return
         update, older = history.updates()
         beta = 1.0 - 1.0 / max(adapter.momentum_memory, 1.0)
-        squared = norm(update, self._xp) ** 2
+        squared = dot(update, update, self._xp)
         if beta > 0.0 and older is not None:
-            squared += beta * beta * norm(older, self._xp) ** 2 - 2.0 * beta * dot(update, older, self._xp)
+            squared += beta * beta * dot(older, older, self._xp) - 2.0 * beta * dot(update, older, self._xp)
             squared = max(squared, 0.0) / (1.0 - beta) ** 2
         elif beta > 0.0 and self._samples:
             return  # one update of a pair says nothing about its fresh part; the next one will

@@ -272,19 +272,21 @@ class TrialKeeper:
         self._previous = trial if trial.continuous else None
         return trial
 
-    def undo(self) -> tuple[Trial, Trial]:
+    def undo(self, *, proven: bool) -> tuple[Trial, Trial]:
         """Restore the state before the open trial bit for bit and book its cost.
 
-        In a row of continuous trials the state before the open one is not yet proven: damage may have been
-        under way. There the state before the trial that came just before is restored, since the open one
-        would have had to confirm it.
+        In a row of continuous trials, a loss over the guard may be damage that was under way when the open
+        trial began. There the state before the trial that came just before is restored.
+
+        Args:
+            proven: A probe has shown that the averaged weights are sound, so the open trial's start will do.
 
         Returns:
             The failed trial, and the trial whose start was restored.
         """
         assert self.trial is not None
         trial = self.trial
-        origin = trial.previous or trial
+        origin = trial if proven or trial.previous is None else trial.previous
         self.close()
         self._previous = None
         self._unproven = 0.0

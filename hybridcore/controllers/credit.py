@@ -112,7 +112,8 @@ class Credit:
         wait = state.next_sample - state.step - 2
         if wait > 0 and state.trial_steps_left == 0:
             return Action(Phase.FULL, wait, reason, observe=False)
-        return Action(Phase.FULL, 2, reason, observe=True)
+        near = self._h >= 1.0 + 0.5 * self.config.least_gain
+        return Action(Phase.FULL, 2, reason, averaged=near, observe=True)
 
     def proceed(self, state: EngineState) -> bool:
         """Continuous jumps are whole."""
