@@ -7,7 +7,7 @@ STAMP := $(VENV)/.installed
 # Where pip looks for PyTorch besides PyPI, for example https://download.pytorch.org/whl/cpu
 TORCH_INDEX ?=
 # Arms of the demo; `hybridcore compare --help` explains them.
-ARMS ?= baseline,hybrid,none,frozen,lr-x10
+ARMS ?= baseline,hybrid,frozen,random,lr-x10,tuned
 # Options of the prediction benchmark, for example --full, or --data DIR for Fashion-MNIST.
 PREDICT ?=
 # The suites train tiny models: more threads per process only get into each other's way.
@@ -32,7 +32,7 @@ $(STAMP): pyproject.toml adapters/torch/pyproject.toml constraints.txt
 	@touch $@
 
 demo: $(STAMP)  ## compare prediction with its baseline and controls on MNIST
-	$(BIN)/hybridcore compare examples/demo.toml --arms $(ARMS)
+	OMP_NUM_THREADS=1 $(BIN)/hybridcore compare examples/demo.toml --arms $(ARMS)
 
 test: test-core test-torch  ## run every test suite
 

@@ -244,7 +244,7 @@ class Engine:
             if self.average is not None:
                 self.average.after_step(self.adapter)
             self._measure_reach()
-            if self.real_steps % self.config.metrics.step_every == 0:
+            if self.events.heard and self.real_steps % self.config.metrics.step_every == 0:
                 self._emit_step(record)
         rolled_back = self._trials.trial is not None and self._advance_trial(result)
         if not rolled_back and self.machine.tick():

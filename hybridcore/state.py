@@ -90,7 +90,9 @@ class Statistics:
         else:
             step = abs(loss - self._emas[1])
             self._deviation += EMA_RATES[1] * (step - self._deviation)
-            self._emas = [e + a * (loss - e) for e, a in zip(self._emas, EMA_RATES, strict=True)]
+            fast, middle, slow = self._emas
+            a, b, c = EMA_RATES
+            self._emas = [fast + a * (loss - fast), middle + b * (loss - middle), slow + c * (loss - slow)]
             self.seconds_per_step += 0.05 * (record.seconds - self.seconds_per_step)
         self.losses.append(loss)
         if math.isfinite(record.grad_norm):

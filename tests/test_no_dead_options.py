@@ -41,7 +41,12 @@ TRUSTING = {"probe": {"tentative": False}}
 WILD = {"groups": {"max_relative_jump": 1e9}}
 TIGHT = {"share": 0.05, "grace_steps": 10.0, "backoff_steps": 4, "count_seconds": False}
 
-AVERAGED = {"average": {"enabled": True, "share": 0.5}}
+# A rollback starts the mean anew, so nothing may fail here.
+AVERAGED = {
+    "average": {"enabled": True, "share": 0.5},
+    "probe": {"tentative": False},
+    "verdict": {"confidence_z": 1e6, "guard_z": 1e6, "guard_factor": 1e6},
+}
 
 # Field: two values, what else is set, and which predictor proposes.
 CASES = {
