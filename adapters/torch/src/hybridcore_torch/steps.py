@@ -80,6 +80,7 @@ class StepRunner:
         self._measure = grad_norm or max_grad_norm is not None
         self._params = [p for g in optimizer.param_groups for p in g["params"]]
         self._found, self._one = torch.zeros(1), torch.ones(1)
+        self._plain: bool | None = None
         self._norm_every = norm_every
         self._since_norm = 0
         self._total = sum(p.numel() for p in self._params)
@@ -227,10 +228,12 @@ class StepRunner:
         self._since_norm = 0
 
     def _cheap_check(self, gradients: list[torch.Tensor]) -> bool:
-        """Whether all gradients are plain float32 arrays in the host's memory."""
-        return bool(gradients) and all(
-            g.dtype is torch.float32 and not g.is_cuda and not g.is_sparse for g in gradients
-        )
+        """Whether all gradients are plain float32 arrays in the host's memory; found at the first step."""
+        if self._plain is None and gradients:
+            self._plain = all(
+                g.dtype is torch.float32 and not g.is_cuda and not g.is_sparse for g in gradients
+            )
+        return bool(gradients) and bool(self._plain)
 
     def _dot_norm(self, gradients: list[torch.Tensor]) -> float:
         """Norm by BLAS, the quickest pass over large gradients on the CPU."""
