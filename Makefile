@@ -14,7 +14,7 @@ PREDICT ?=
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test test-core test-torch lint bench clean
+.PHONY: help venv demo test test-core test-torch lint bench bench-predict clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -29,6 +29,12 @@ $(STAMP): pyproject.toml adapters/torch/pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt \
 	  $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) \
 	  -e '.[report,tasks,dev]' -e adapters/torch torch==2.13.0
+	@touch $@
+
+# One environment per further framework, so that no adapter ever sees another's.
+.venv-%/.installed: adapters/%/pyproject.toml pyproject.toml constraints.txt
+	"$(PYTHON)" -m venv .venv-$*
+	.venv-$*/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[tasks,dev]' -e 'adapters/$*[dev]'
 	@touch $@
 
 demo: $(STAMP)  ## compare prediction with its baseline and controls on MNIST
@@ -55,6 +61,6 @@ bench: $(STAMP)  ## measure the engine's bookkeeping, a quick round
 bench-predict: $(STAMP)  ## measure what prediction gains against the learning rate, about ten minutes
 	$(BIN)/python -m benchmarks.predict $(PREDICT)
 
-clean:  ## remove .venv, caches and build output, but no runs
-	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+clean:  ## remove the environments, caches and build output, but no runs
+	rm -rf $(VENV) .venv-* build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
