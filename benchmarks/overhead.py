@@ -115,8 +115,8 @@ def measure(name: str, rounds: int, device: str) -> Overhead:
         a += turn(plain, second)
         plain_seconds.append(a / (2 * steps))
         ratios.append(b / a)
-    if engine.jumps:
-        raise AssertionError(f"{engine.jumps} jumps were applied, none should be")
+    if engine.counts.jumps:
+        raise AssertionError(f"{engine.counts.jumps} jumps were applied, none should be")
     low, ratio, high = np.quantile(ratios, (0.25, 0.5, 0.75))
     return Overhead(
         name,

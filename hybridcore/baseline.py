@@ -9,8 +9,11 @@ from typing import Any
 
 from hybridcore.averaging import RunningAverage
 from hybridcore.clock import Stopwatch
+from hybridcore.config import MetricsConfig
+from hybridcore.counts import Counts
 from hybridcore.events import Event, EventBus
-from hybridcore.protocols import Adapter, Phase, StepResult
+from hybridcore.protocols import Adapter, Phase, StepRecord, StepResult
+from hybridcore.reporting import Reporter
 
 __all__ = ["Baseline"]
 
@@ -25,7 +28,7 @@ class Baseline:
         adapter: Model and optimizer.
         events: Who hears of steps.
         clock: Training time.
-        step_every: A step is reported every this many steps.
+        metrics: How often a step is reported.
         average: Running average of the weights, or None.
         batches: What BatchNorm statistics of the average are estimated on.
     """
@@ -35,42 +38,37 @@ class Baseline:
         adapter: Adapter,
         events: EventBus,
         clock: Stopwatch,
-        step_every: int = 1,
+        metrics: MetricsConfig,
         *,
         average: RunningAverage | None = None,
         batches: Iterable[Any] = (),
     ) -> None:
-        self._adapter, self._events, self._clock, self._step_every = adapter, events, clock, step_every
+        self._adapter, self._clock = adapter, clock
         self.average, self._batches = average, tuple(batches)
-        self.real_steps = 0
-        self._backward_passes = 0
-        self._skipped = 0
+        self._counts = Counts()
+        self._reporter = Reporter(events, clock, self._counts, metrics)
+
+    @property
+    def real_steps(self) -> int:
+        """Real steps so far."""
+        return self._counts.real_steps
 
     def step(self, batch: Any) -> StepResult:
         """One real step by the adapter."""
         started = time.perf_counter()
         result = self._adapter.train_step(batch)
         seconds = time.perf_counter() - started
-        self.real_steps += 1
-        self._backward_passes += result.backward_passes
+        counts = self._counts
+        counts.real_steps += 1
+        counts.cost += 1.0
+        counts.backward_passes += result.backward_passes
         if result.skipped:
-            self._skipped += 1
-            self._events.emit(
-                Event.STEP_SKIPPED, step=self.real_steps, phase=Phase.FULL.value, loss=result.loss
-            )
-        elif self.real_steps % self._step_every == 0:
-            self._events.emit(
-                Event.REAL_STEP,
-                step=self.real_steps,
-                phase=Phase.FULL.value,
-                loss=result.loss,
-                grad_norm=result.grad_norm,
-                learning_rate=self._adapter.learning_rate,
-                seconds=seconds,
-                elapsed=self._clock.elapsed(),
-                cost=float(self.real_steps),
-                backward_passes=self._backward_passes,
-                predicted_steps=0.0,
+            counts.skipped += 1
+            self._reporter.emit(Event.STEP_SKIPPED, phase=Phase.FULL.value, loss=result.loss)
+        else:
+            rate = self._adapter.learning_rate
+            self._reporter.real_step(
+                StepRecord(counts.real_steps, Phase.FULL, result.loss, result.grad_norm, rate, seconds)
             )
         if self.average is not None and not result.skipped:
             with self._clock.paused():
@@ -97,10 +95,10 @@ class Baseline:
         )
         shares = dict.fromkeys(("predicted_steps", "credit_steps", "credit_seconds", "overhead_share"), 0.0)
         return {
-            "real_steps": self.real_steps,
-            "backward_passes": self._backward_passes,
-            "skipped": self._skipped,
-            "cost": float(self.real_steps),
+            "real_steps": self._counts.real_steps,
+            "backward_passes": self._counts.backward_passes,
+            "skipped": self._counts.skipped,
+            "cost": self._counts.cost,
             "elapsed": self._clock.elapsed(),
             "budget_bytes": 0,
             "average_seconds": self.average.seconds if self.average is not None else 0.0,

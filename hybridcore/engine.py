@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import math
 import time
 from collections.abc import Iterable, Iterator, Mapping
@@ -15,26 +14,25 @@ from hybridcore.averaging import RunningAverage
 from hybridcore.budget import Budget
 from hybridcore.clock import Stopwatch
 from hybridcore.config import HybridConfig
-from hybridcore.errors import HybridCoreError, PluginError, PredictionError
+from hybridcore.counts import Counts
+from hybridcore.errors import PluginError, PredictionError
 from hybridcore.events import Event, EventBus
 from hybridcore.history import History
-from hybridcore.jumps import Jump, JumpLimiter
+from hybridcore.leaps import Leaps, Shares
 from hybridcore.phases import PhaseMachine
 from hybridcore.probes import ProbeSet
 from hybridcore.protocols import (
     Action,
     Adapter,
-    Buckets,
     Controller,
-    MeasuringPredictor,
     Outcome,
     Phase,
-    Prediction,
     Predictor,
     StepRecord,
     StepResult,
 )
 from hybridcore.reach import Reach
+from hybridcore.reporting import Reporter
 from hybridcore.state import EngineState, Statistics
 from hybridcore.trials import TrialKeeper
 from hybridcore.verdict import Verdict
@@ -43,8 +41,6 @@ if TYPE_CHECKING:
     from hybridcore.plugins import Registry
 
 __all__ = ["Engine"]
-
-logger = logging.getLogger("hybridcore")
 
 
 class Engine:
@@ -68,7 +64,7 @@ class Engine:
         >>> adapter = quadratic(seed=0)
         >>> engine = Engine(adapter, HybridConfig(), Fixed(), {"last-update": LastUpdate()})
         >>> losses = [engine.step(batch=None).loss for _ in range(100)]
-        >>> losses[-1] < losses[0], engine.jumps > 0
+        >>> losses[-1] < losses[0], engine.counts.jumps > 0
         (True, True)
     """
 
@@ -104,11 +100,12 @@ class Engine:
         reserved = apart + adapter.snapshot_nbytes()
         self._windows = max(getattr(p, "windows", 0) for p in self.predictors.values())
         self.history = History(adapter.layout, adapter.xp, config.history, needs, reserved, self._windows)
-        self._limiter = JumpLimiter(adapter.layout, adapter.xp, config.groups)
         streams = np.random.SeedSequence(config.run.seed).spawn(len(self.predictors))
         for predictor, stream in zip(self.predictors.values(), streams, strict=True):
             predictor.reset(adapter.layout, np.random.default_rng(stream))
         self.reach = Reach(adapter.xp) if "reach" in self.history.needs else None
+        self.counts = Counts()
+        self._reporter = Reporter(self.events, self.clock, self.counts, config.metrics)
         self._trials = TrialKeeper(
             adapter,
             config,
@@ -120,14 +117,19 @@ class Engine:
             self._on_probe,
             apart,
         )
-        self._pending: tuple[Jump, int, int] | None = None
+        self._leaps = Leaps(
+            adapter,
+            config,
+            self.predictors,
+            self.history,
+            self.probes,
+            self._trials,
+            self.counts,
+            self._reporter,
+        )
         self._started = 0.0
         self._awake_since = 0
         self._idle = 0
-        self.cost = 0.0
-        self.real_steps = self.backward_passes = self.skipped = 0
-        self.predicted_steps = 0.0
-        self.jumps = self.refused = self.kept = self.failed = self.rollbacks = 0
         self._settle_warmup()
 
     @classmethod
@@ -183,9 +185,14 @@ class Engine:
         return self.machine.phase
 
     @property
+    def real_steps(self) -> int:
+        """Real steps so far, for host loops; all other numbers are in `counts`."""
+        return self.counts.real_steps
+
+    @property
     def needs_backward(self) -> bool:
         """Whether the next batch needs a real step; False in a Predict phase of mode ``"step"``."""
-        return self._pending is None
+        return self._leaps.pending is None
 
     def step(self, batch: Any) -> StepResult:
         """Use one batch: a real step by the adapter, or a predicted one.
@@ -199,7 +206,7 @@ class Engine:
         Raises:
             BatchError: The batch has a form that the model cannot take; nothing changed.
         """
-        if self._pending is not None:
+        if self._leaps.pending is not None:
             return self.predicted_step(batch)
         self.before_step()
         result = self.adapter.train_step(batch)
@@ -211,51 +218,53 @@ class Engine:
     def before_step(self) -> None:
         """Tell the engine that a real step is about to change the weights."""
         self._started = time.perf_counter()
-        if self.reach is not None and self.real_steps == 0:
+        if self.reach is not None and self.counts.real_steps == 0:
             self.reach.start(self.adapter)
         self.history.before_step(self.adapter)
 
     def after_step(self, result: StepResult) -> None:
         """Tell the engine how the real step went; at a phase's end, the next phase begins here."""
         seconds = time.perf_counter() - self._started
-        self.real_steps += 1
-        self.cost += 1.0
-        self.backward_passes += result.backward_passes
+        counts = self.counts
+        counts.real_steps += 1
+        counts.cost += 1.0
+        counts.backward_passes += result.backward_passes
         self._trials.note_batch(result.n_examples)
         self.budget.run(1.0, seconds)
         if result.skipped:
-            self.skipped += 1
-            self.events.emit(
-                Event.STEP_SKIPPED, step=self.real_steps, phase=self.phase.value, loss=result.loss
-            )
+            counts.skipped += 1
+            self._reporter.emit(Event.STEP_SKIPPED, phase=self.phase.value, loss=result.loss)
         else:
-            record = StepRecord(
-                self.real_steps,
-                self.phase,
-                result.loss,
-                result.grad_norm,
-                self.adapter.learning_rate,
-                seconds,
-            )
-            self.statistics.observe(record)
-            for predictor in self.predictors.values():
-                predictor.observe(record)
-            self.history.after_step(self.adapter)
-            if self.average is not None:
-                self.average.after_step(self.adapter)
-            self._measure_reach()
-            if self.events.heard and self.real_steps % self.config.metrics.step_every == 0:
-                self._emit_step(record)
+            self._learn(result, seconds)
         rolled_back = self._trials.trial is not None and self._advance_trial(result)
         if not rolled_back and self.machine.tick():
             self._boundary()
 
+    def _learn(self, result: StepResult, seconds: float) -> None:
+        """Take in a real step that changed the weights."""
+        record = StepRecord(
+            self.counts.real_steps,
+            self.phase,
+            result.loss,
+            result.grad_norm,
+            self.adapter.learning_rate,
+            seconds,
+        )
+        self.statistics.observe(record)
+        for predictor in self.predictors.values():
+            predictor.observe(record)
+        self.history.after_step(self.adapter)
+        if self.average is not None:
+            self.average.after_step(self.adapter)
+        self._measure_reach()
+        self._reporter.real_step(record)
+
     def _measure_reach(self) -> None:
         if self.reach is None or not self.history.has_update:
             return
-        if self.reach.due(self.real_steps):
-            self.reach.sample(self.real_steps, self.history, self.adapter)
-        elif self.reach.due(self.real_steps + 1):
+        if self.reach.due(self.counts.real_steps):
+            self.reach.sample(self.counts.real_steps, self.history, self.adapter)
+        elif self.reach.due(self.counts.real_steps + 1):
             self.history.last_update()  # the next sample needs this step's update too
 
     def predicted_step(self, batch: Any = None) -> StepResult:
@@ -267,51 +276,38 @@ class Engine:
         Raises:
             PredictionError: No Predict phase of mode ``"step"`` is open.
         """
-        if self._pending is None:
-            raise PredictionError(
-                "there is no predicted step to take",
-                where=f"step {self.real_steps}",
-                expected="a Predict phase of mode 'step'",
-                fix="ask `needs_backward` before each batch",
-            )
-        jump, steps, done = self._pending
-        jump.apply(self.adapter, 1.0 / steps)
-        done += 1
-        self.predicted_steps += max(0.0, jump.horizon) / steps
-        loss = math.nan
-        every = self.config.phases.forward_every
-        if every and done % every == 0:
-            loss = float(np.mean(self.adapter.probe_loss(batch)))
-            self.cost += 1.0 / 3.0
-        self.events.emit(
-            Event.PREDICTED_STEP,
-            step=self.real_steps,
-            predicted_steps=self.predicted_steps,
-            loss=loss,
-            elapsed=self.clock.elapsed(),
-            cost=self.cost,
-        )
-        self._pending = (jump, steps, done)
+        loss = self._leaps.share(batch)
         self.machine.tick()
-        stop = self._why_stop(jump, steps, done, loss)
+        stop = self._leaps.over(loss) or self._doubt()
         if stop is not None:
-            self._pending = None
-            self._landed(jump, stop, share=done / steps, continuous=False)
+            self._leaps.land(stop)
+            self._awake_since = self.counts.real_steps
             self.machine.done = self.machine.length
             self._boundary()
         return StepResult(loss, backward_passes=0)
+
+    def _doubt(self) -> str | None:
+        """Why the controller ends the pending change early, or None (F5)."""
+        pending = self._leaps.pending
+        assert pending is not None
+        confidence = pending.jump.confidence
+        if self.controller.proceed(self._state(confidence=confidence)):
+            return None
+        return (
+            f"early exit after {pending.done} of {pending.steps} predicted steps: confidence {confidence:.3f}"
+        )
 
     def force_full(self, steps: int) -> None:
         """Make the next `steps` batches Full (F8); what is left of a pending change is dropped."""
         left = self.phase
         self.machine.force_full(steps)
-        self._drop_pending("a Full block is forced")
-        self.events.emit(Event.PHASE_END, step=self.real_steps, phase=left.value)
+        self._leaps.drop("a Full block is forced")
+        self._reporter.phase_end(left.value)
         self._announce("a Full block is forced")
 
     def finish(self) -> dict[str, Any]:
         """Judge an open trial with what is known, and give the run's summary."""
-        self._drop_pending("the run is over")
+        self._leaps.drop("the run is over")
         if self._trials.trial is not None:
             self._judge_trial()
         return self.summary()
@@ -353,23 +349,24 @@ class Engine:
 
     def summary(self) -> dict[str, Any]:
         """Counts, credit, overhead and memory so far, as plain data."""
+        counts = self.counts
         return {
-            "real_steps": self.real_steps,
-            "backward_passes": self.backward_passes,
-            "predicted_steps": self.predicted_steps,
-            "jumps": self.jumps,
-            "refused": self.refused,
-            "verdicts_kept": self.kept,
-            "verdicts_failed": self.failed,
-            "rollbacks": self.rollbacks,
-            "skipped": self.skipped,
+            "real_steps": counts.real_steps,
+            "backward_passes": counts.backward_passes,
+            "predicted_steps": counts.predicted_steps,
+            "jumps": counts.jumps,
+            "refused": counts.refused,
+            "verdicts_kept": counts.kept,
+            "verdicts_failed": counts.failed,
+            "rollbacks": counts.rollbacks,
+            "skipped": counts.skipped,
             "credit_steps": self.budget.credit_steps,
             "credit_seconds": self.budget.credit_seconds,
             "overhead_share": self.budget.overhead_share,
             "history_bytes": self.history.planned_bytes(),
             "budget_bytes": self.history.budget_bytes,
             "probes": self.probes.count,
-            "cost": self.cost,
+            "cost": counts.cost,
             "elapsed": self.clock.elapsed(),
         }
 
@@ -407,19 +404,11 @@ class Engine:
         self.machine.enter(phase, length)
         if quiet:
             return
-        self.events.emit(Event.PHASE_END, step=self.real_steps, phase=left.value)
+        self._reporter.phase_end(left.value)
         self._announce(reason)
 
     def _announce(self, reason: str) -> None:
-        machine = self.machine
-        self._trace("%s for %d: %s", machine.phase.value, machine.length, reason)
-        self.events.emit(
-            Event.PHASE_START,
-            step=self.real_steps,
-            phase=machine.phase.value,
-            length=machine.length,
-            reason=reason,
-        )
+        self._reporter.phase_start(self.machine.phase.value, self.machine.length, reason)
 
     def _state(self, confidence: float | None = None) -> EngineState:
         straightness = self.history.straightness()
@@ -428,7 +417,7 @@ class Engine:
         _, rule = self.machine.permitted(Phase.PREDICT) if self.phase is not Phase.PREDICT else (None, None)
         why_not = rule or self._why_not()
         return EngineState(
-            step=self.real_steps,
+            step=self.counts.real_steps,
             phase=self.phase,
             consecutive_predicts=self.machine.consecutive_predicts,
             may_predict=why_not is None,
@@ -450,7 +439,7 @@ class Engine:
     def _why_not(self) -> str | None:
         if self._trials.trial is not None:
             return None
-        if self.real_steps < self.budget.resume_at:
+        if self.counts.real_steps < self.budget.resume_at:
             return f"paused until step {self.budget.resume_at}"
         if not self.probes.complete:
             return "no probe examples yet"
@@ -471,157 +460,46 @@ class Engine:
         lead = max(3, self._windows) * self.history.window + self.config.phases.full_steps
         if self.phase is not Phase.FULL or self._trials.trial is not None:
             return
-        pause = self.budget.resume_at - self.real_steps
+        pause = self.budget.resume_at - self.counts.real_steps
         if self.history.active:
-            if state.may_predict and self.real_steps - self._awake_since > lead:
+            if state.may_predict and self.counts.real_steps - self._awake_since > lead:
                 self._idle += 1
                 pause = self.budget.pause(self._idle)
-                self.budget.resume_at = self.real_steps + pause
+                self.budget.resume_at = self.counts.real_steps + pause
             if pause > lead or state.why_not == "the overhead budget is spent":
                 self.history.sleep()
         elif pause <= lead and state.why_not != "the overhead budget is spent":
             self.history.wake()
-            self._awake_since = self.real_steps
+            self._awake_since = self.counts.real_steps
 
     # -- jumps -------------------------------------------------------------------------------------
 
     def _predict(self, action: Action) -> None:
         """Propose, check, open a trial and apply; on refusal a Full phase follows."""
         name = action.predictor or next(iter(self.predictors))
-        before = None
-        opened = False
-        if self._trials.trial is None:
-            opening = self._trials.open(action, self.real_steps, self.cost, self.predicted_steps)
-            opening.predictor = name
-            self.history.average(action.averaged)
-            opened = True
-            self._limiter.measure_weights(self.adapter)
-            tentative = self.config.probe.tentative and self.config.phases.predict_mode == "jump"
-            if tentative and action.judge == "probe" and not action.continuous:
-                before = self._trials.probe(None)
-        jump, refusal = self._propose(name, action.horizon)
+        jump, refusal = self._leaps.propose(action, name)
         if jump is None:
-            if opened:
-                self._trials.close()
-            self._refuse(name, action.horizon, refusal or "refused")
+            self._refuse(name, action.horizon, refusal)
             return
-        trial = self._trials.trial
-        assert trial is not None
-        trial.jumps += 1
         self._idle = 0
         if self.config.phases.predict_mode == "step" and not action.continuous:
             self._enter(Phase.PREDICT, self.config.phases.predict_steps, action.reason)
-            self._pending = (jump, self.config.phases.predict_steps, 0)
+            self._leaps.pending = Shares(jump, self.config.phases.predict_steps)
             return
-        jump.apply(self.adapter)
-        if before is not None:
-            _, worse = self._trials.compare(before)
-            if worse is not None:
-                self.adapter.restore(trial.snapshot)
-                self._trials.close()
-                self._refuse(name, action.horizon, worse)
-                return
+        worse = self._leaps.leap(jump)
+        if worse is not None:
+            self._refuse(name, action.horizon, worse)
+            return
         self._enter(Phase.PREDICT, 0, action.reason, quiet=self._in_continuous_trial)
-        self.predicted_steps += max(0.0, jump.horizon)
-        self._landed(jump, action.reason, share=1.0, continuous=action.continuous)
-
-    def _propose(self, name: str, horizon: float) -> tuple[Jump | None, str | None]:
-        predictor = self.predictors.get(name)
-        if predictor is None:
-            raise PluginError(
-                "the controller asks for a predictor that the engine does not have",
-                where="controller",
-                got=name,
-                expected=f"one of {sorted(self.predictors)}",
-                fix="name it in predictor.name, or add it to the controller's portfolio",
-            )
-        if not predictor.ready(self.history):
-            return None, f"predictor {name!r} is not ready"
-        try:
-            trial = self._trials.trial
-            prediction = self._prediction(predictor, horizon, trial is not None and trial.continuous)
-            if trial is not None and trial.continuous and trial.first_jump is not None:
-                return self._limiter.repeat(prediction, trial.first_jump), None
-            jump = self._limiter.limit(prediction, self.adapter)
-            if trial is not None:
-                trial.first_jump = jump
-            return jump, None
-        except HybridCoreError as error:
-            logger.warning("predictor %r refused: %s", name, error)
-            return None, f"predictor {name!r}: {error.what}"
-
-    def _prediction(self, predictor: Predictor, horizon: float, continuous: bool) -> Prediction:
-        """The predictor's proposal; measured by probes where it can use them and no step is continuous."""
-        if continuous or not len(self.probes) or not isinstance(predictor, MeasuringPredictor):
-            return predictor.predict(self.history, horizon, self.adapter.xp)
-        current = self.adapter.read_params()
-
-        def measure(change: Buckets) -> float:
-            weights = tuple(w + d for w, d in zip(current, change, strict=True))
-            return float(np.mean(self._trials.probe(weights)))
-
-        return predictor.predict_with(self.history, horizon, self.adapter.xp, measure)
-
-    def _landed(self, jump: Jump, reason: str, *, share: float, continuous: bool) -> None:
-        """After the whole change: optimizer state, statistics, history, events."""
-        self.jumps += 1
-        if not continuous:
-            self.adapter.after_jump(jump.deltas)
-            if "batch-statistics" in self.adapter.capabilities:
-                self.adapter.refresh_statistics(self.probes.batches)
-            self.history.restart()
-            self._awake_since = self.real_steps
-        trial = self._trials.trial
-        if trial is not None:
-            trial.predicted += abs(jump.horizon) * share
-        self.events.emit(
-            Event.JUMP,
-            step=self.real_steps,
-            predictor=trial.predictor if trial is not None else "",
-            horizon=jump.horizon * share,
-            confidence=jump.confidence,
-            relative=jump.relative * share,
-            capped=[g.value for g in jump.capped],
-            elapsed=self.clock.elapsed(),
-            cost=self.cost,
-            reason=reason,
-        )
-
-    def _drop_pending(self, reason: str) -> None:
-        """End a Predict phase of mode "step" early; a trial of which nothing was applied is no trial."""
-        if self._pending is None:
-            return
-        jump, steps, done = self._pending
-        self._pending = None
-        if done:
-            self._landed(
-                jump, f"{done} of {steps} shares applied: {reason}", share=done / steps, continuous=False
-            )
-            return
-        trial = self._trials.trial
-        if trial is not None:
-            trial.jumps -= 1
-            if trial.jumps == 0:
-                self._trials.close()
-
-    def _why_stop(self, jump: Jump, steps: int, done: int, loss: float) -> str | None:
-        if done >= steps:
-            return f"{done} of {steps} shares applied"
-        if math.isfinite(loss) and self._trials.trial is not None:
-            over = self._trials.over_guard(loss)
-            if over is not None:
-                return f"early exit after {done} of {steps} predicted steps: {over}"
-        if not self.controller.proceed(self._state(confidence=jump.confidence)):
-            return f"early exit after {done} of {steps} predicted steps: confidence {jump.confidence:.3f}"
-        return None
+        self.counts.predicted_steps += max(0.0, jump.horizon)
+        self._leaps.landed(jump, action.reason, share=1.0, continuous=action.continuous)
+        if not action.continuous:
+            self._awake_since = self.counts.real_steps
 
     def _refuse(self, name: str, horizon: float, reason: str) -> None:
-        self.refused += 1
-        resume = self.budget.failed(self.real_steps)
-        self._trace("jump refused: %s", reason)
-        self.events.emit(
-            Event.JUMP_REFUSED, step=self.real_steps, predictor=name, horizon=horizon, reason=reason
-        )
+        self.counts.refused += 1
+        resume = self.budget.failed(self.counts.real_steps)
+        self._reporter.refused(name, horizon, reason)
         self.controller.feedback(
             Outcome(False, name, horizon, 0, 0, math.nan, math.nan, 0.0, 0.0, math.nan, reason)
         )
@@ -640,7 +518,7 @@ class Engine:
         return False
 
     def _judge_trial(self) -> bool:
-        verdict = self._trials.verdict(self.cost, self.predicted_steps)
+        verdict = self._trials.verdict(self.counts.cost, self.counts.predicted_steps)
         if verdict is not None and not verdict.kept:
             self._fail_trial(verdict.reason, verdict)
             return True
@@ -654,12 +532,12 @@ class Engine:
             verdict=verdict,
             seconds_per_step=per_step,
         )
-        self.kept += 1
+        self.counts.kept += 1
         self.budget.earn(outcome.credit_steps, outcome.credit_seconds)
         if verdict is None or outcome.credit_steps > 0.0:
             self.budget.succeeded()
         else:
-            self.budget.failed(self.real_steps)
+            self.budget.failed(self.counts.real_steps)
         self._tell(outcome)
         return False
 
@@ -667,54 +545,18 @@ class Engine:
         trial, origin = self._trials.undo(proven=verdict is not None and math.isfinite(verdict.gain))
         if self.average is not None:
             self.average.restart()
-        self._pending = None
-        self.failed += 1
-        self.rollbacks += 1
-        resume = self.budget.failed(self.real_steps)
+        self._leaps.pending = None
+        self.counts.failed += 1
+        self.counts.rollbacks += 1
+        resume = self.budget.failed(self.counts.real_steps)
         self._tell(trial.outcome(kept=False, reason=reason, straightness=math.nan, verdict=verdict))
-        self.events.emit(Event.ROLLBACK, step=self.real_steps, to_step=origin.step, reason=reason)
+        self._reporter.emit(Event.ROLLBACK, to_step=origin.step, reason=reason)
         self._enter(Phase.FULL, self.config.phases.full_steps, f"rolled back; next try at step {resume}")
 
     def _tell(self, outcome: Outcome) -> None:
-        word = "kept" if outcome.kept else "failed"
-        self._trace("verdict %s after %d real steps: %s", word, outcome.real_steps, outcome.reason)
-        self.events.emit(
-            Event.VERDICT,
-            step=self.real_steps,
-            kept=outcome.kept,
-            predictor=outcome.predictor,
-            horizon=outcome.horizon,
-            jumps=outcome.jumps,
-            gain=outcome.gain,
-            gain_error=outcome.gain_error,
-            credit_steps=outcome.credit_steps,
-            credit_seconds=outcome.credit_seconds,
-            straightness=outcome.straightness,
-            reason=outcome.reason,
-        )
+        self._reporter.verdict(outcome)
         self.controller.feedback(outcome)
 
-    # -- events ------------------------------------------------------------------------------------
-
     def _on_probe(self, examples: int, loss: float, cost: float) -> None:
-        self.cost += cost
-        self.events.emit(Event.PROBE, step=self.real_steps, examples=examples, loss=loss, cost=cost)
-
-    def _emit_step(self, record: StepRecord) -> None:
-        self.events.emit(
-            Event.REAL_STEP,
-            step=record.step,
-            phase=record.phase.value,
-            loss=record.loss,
-            grad_norm=record.grad_norm,
-            learning_rate=record.learning_rate,
-            seconds=record.seconds,
-            elapsed=self.clock.elapsed(),
-            cost=self.cost,
-            backward_passes=self.backward_passes,
-            predicted_steps=self.predicted_steps,
-        )
-
-    def _trace(self, message: str, *values: object) -> None:
-        level = logging.INFO if self.config.metrics.trace else logging.DEBUG
-        logger.log(level, "step %d: " + message, self.real_steps, *values)
+        self.counts.cost += cost
+        self._reporter.emit(Event.PROBE, examples=examples, loss=loss, cost=cost)

@@ -202,7 +202,7 @@ class _Loop:
                 adapter,
                 self._events,
                 self._clock,
-                self._config.metrics.step_every,
+                self._config.metrics,
                 average=RunningAverage(average) if average.enabled else None,
                 batches=self._task.probes[: self._config.probe.batches],
             )

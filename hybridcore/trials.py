@@ -49,6 +49,7 @@ class Trial:
         reach: State of the reach at the opening.
         previous: The continuous trial that ended where this one began, or None.
         first_jump: Its first jump, whose caps hold for the rest of a continuous trial.
+        before: Probe losses just before the first jump, for the tentative test; None without one.
         strikes: Losses above the guard so far.
         jumps: Jumps applied so far.
         predicted: Optimizer steps that they stand for, after all caps.
@@ -72,6 +73,7 @@ class Trial:
     reach: dict[str, Any] | None = None
     previous: Trial | None = None
     first_jump: Jump | None = None
+    before: NDArray[np.float64] | None = None
     strikes: int = 0
     loss_peak: float = -math.inf
     jumps: int = 0

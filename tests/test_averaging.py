@@ -210,7 +210,7 @@ def test_its_memory_is_part_of_the_plan():
         engine, _ = build(bowl(), configure(**tables, history={"windows": 2}), probes=[None])
         drive(engine, 40)
         plans.append(engine.summary()["history_bytes"])
-        assert engine.jumps > 0, "opening a trial reserves anew"
+        assert engine.counts.jumps > 0, "opening a trial reserves anew"
     assert plans[1] - plans[0] == bowl().layout.nbytes
     tight = {"memory_budget_mib": (plans[0] + 8) / 2**20}
     build(bowl(), configure(history=tight), probes=[None])

@@ -319,7 +319,7 @@ def test_f21_y_predicted_steps_sum_to_one_whole_change(steps):
         np.testing.assert_allclose(after - before, 6.0 * update / steps, atol=1e-6)
     np.testing.assert_allclose(path[-1] - path[1], 6.0 * update, atol=1e-6)
     assert len(recorder.named("predicted-step")) == steps
-    assert engine.predicted_steps == pytest.approx(6.0)
+    assert engine.counts.predicted_steps == pytest.approx(6.0)
 
 
 def test_f21_a_jump_is_applied_once():
@@ -386,7 +386,7 @@ def test_the_loss_of_predicted_steps_is_measured_where_asked_for(every):
     config = configure(phases={"predict_mode": "step", "predict_steps": 4, "forward_every": every})
     engine, _ = build(adapter, config, Scripted(full(4), predict(settle=9)), probes=probes)
     drive(engine, 8, batches)
-    cost = engine.cost
+    cost = engine.counts.cost
     for k in range(1, 5):
         batch = next(batches)
         result = engine.step(batch)
@@ -394,7 +394,7 @@ def test_the_loss_of_predicted_steps_is_measured_where_asked_for(every):
             assert math.isnan(result.loss)
         else:
             assert result.loss == pytest.approx(adapter.model.losses(adapter.params, batch).mean(), rel=1e-9)
-    assert engine.cost - cost == pytest.approx(4 // every / 3)
+    assert engine.counts.cost - cost == pytest.approx(4 // every / 3)
 
 
 # -- construction: F72, F77 --------------------------------------------------------------------------
@@ -430,7 +430,7 @@ def test_f77_constructing_touches_nothing(tmp_path, monkeypatch, capsys):
     assert list(tmp_path.iterdir()) == []
     assert capsys.readouterr() == ("", "")
     np.testing.assert_array_equal(adapter.params["w"], weights)
-    assert adapter.train_steps == engine.real_steps == 0
+    assert adapter.train_steps == engine.counts.real_steps == 0
 
 
 def test_f77_importing_the_engine_imports_no_framework():
@@ -483,4 +483,4 @@ def test_f41_a_skipped_batch_is_not_learned_from():
     np.testing.assert_array_equal(adapter.params["weight"], before)
     assert engine.statistics.state_dict() == statistics
     assert len(predictor.records) == 6
-    assert len(recorder.named("step-skipped")) == engine.skipped == 1
+    assert len(recorder.named("step-skipped")) == engine.counts.skipped == 1

@@ -310,9 +310,9 @@ def test_f67_memory_is_flat_over_500_steps():
         return most
 
     drive(engine, 700, batches)  # Half of these are rolled back; the rings of statistics hold 256.
-    jumps, early = engine.jumps, highest(100)
+    jumps, early = engine.counts.jumps, highest(100)
     drive(engine, 400, batches)
     late = highest(100)
     tracemalloc.stop()
-    assert engine.jumps > jumps + 20
+    assert engine.counts.jumps > jumps + 20
     assert late <= 1.01 * early

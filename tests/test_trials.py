@@ -131,12 +131,12 @@ def test_f82_a_failed_trial_restores_everything_and_the_run_goes_on_as_if_it_nev
     while not recorder.named("rollback"):
         drive(engine, 1)
     assert bits(adapter.snapshot()) == at_jump
-    lost = engine.real_steps - 8
+    lost = engine.counts.real_steps - 8
     assert script.outcomes[0].real_steps == lost >= 1
     assert not script.outcomes[0].kept
     drive(engine, 25)
     assert bits(adapter.snapshot()) == plain_path(33, bowl(noise=0.2, optimizer=spec(optimizer)))
-    assert engine.statistics.steps == 33 and engine.real_steps == 33 + lost
+    assert engine.statistics.steps == 33 and engine.counts.real_steps == 33 + lost
     assert engine.budget.spent_steps >= lost
 
 
@@ -310,13 +310,13 @@ def test_f83_a_harmful_predictor_costs_at_most_its_share_plus_one_trial(tentativ
         allowed = share * budget.total_steps + 0.5 * budget.credit_steps + grace
         assert budget.spent_steps <= allowed + trial + 1e-9
         assert budget.total_steps + budget.spent_steps == pytest.approx(
-            engine.real_steps + probe_cost * engine.probes.count
+            engine.counts.real_steps + probe_cost * engine.probes.count
         )
-    assert engine.failed + engine.refused >= 1
+    assert engine.counts.failed + engine.counts.refused >= 1
     probes_paid = sum(p["cost"] for p in recorder.named("probe"))
     lost = sum(p["step"] - p["to_step"] for p in recorder.named("rollback"))
     assert budget.spent_steps == pytest.approx(probes_paid + lost)
-    assert engine.cost == pytest.approx(engine.real_steps + probes_paid)
+    assert engine.counts.cost == pytest.approx(engine.counts.real_steps + probes_paid)
 
 
 def test_f83_the_same_bound_holds_in_seconds(monkeypatch):
@@ -339,7 +339,7 @@ def test_f83_the_same_bound_holds_in_seconds(monkeypatch):
         per_step = budget.total_seconds / budget.total_steps
         allowed = 0.1 * budget.total_seconds + 0.5 * budget.credit_seconds + 5.0 * per_step
         assert budget.spent_seconds <= allowed + (4 + 1) * 1e-3 + 4 * per_step + 1e-9
-    assert engine.jumps >= 2
+    assert engine.counts.jumps >= 2
     assert 0.0 < budget.overhead_share < 0.3
 
 
@@ -412,7 +412,7 @@ def test_f84_every_real_step_is_the_users_own_update():
 
     adapter.train_step = watched
     drive(engine, 120)
-    assert engine.jumps > 3
+    assert engine.counts.jumps > 3
     for before, after in steps:
         np.testing.assert_allclose(
             after - before, -0.01 * adapter.curvature * (before - adapter.optimum), rtol=1e-9, atol=1e-12

@@ -55,7 +55,7 @@ def test_a_good_rate_is_left_nearly_alone():
     for _ in range(300):
         plain.train_step(None)
     engine, _ = run(ours, None, 300)
-    assert engine.predicted_steps < 300
+    assert engine.counts.predicted_steps < 300
     assert loss(ours) < 2.0 * loss(plain) + 0.1
 
 

@@ -72,7 +72,7 @@ def loss_at_cost(predictor, cost, seed, problem):
     engine, recorder = build(
         adapter, configure(budget={"count_seconds": False}), controller, predictor, probes
     )
-    while engine.cost < cost:
+    while engine.counts.cost < cost:
         drive(engine, 1, batches)
     if not isinstance(predictor, NoPrediction):
         assert recorder.named("jump") or recorder.named("jump-refused")

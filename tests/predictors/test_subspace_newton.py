@@ -85,9 +85,9 @@ def test_f83_each_measurement_is_booked_as_a_probe():
         script = Scripted(full(16), attrs.evolve(predict(10.0, 4), **action))
         engine, recorder = build(bowl(), configure(), script, predictor, [None])
         drive(engine, 21)
-        assert engine.jumps >= 1
+        assert engine.counts.jumps >= 1
         costs = [p["cost"] for p in recorder.named("probe")]
-        assert engine.cost == pytest.approx(engine.real_steps + sum(costs))
+        assert engine.counts.cost == pytest.approx(engine.counts.real_steps + sum(costs))
         return len(costs)
 
     from hybridcore.predictors.drift import Drift
@@ -106,7 +106,7 @@ def test_f85_measuring_leaves_the_weights_as_they_are():
     engine, _ = build(adapter, configure(), Scripted(), predictor, [None])
     drive(engine, 16)
     before = adapter.params["w"].copy()
-    engine._prediction(predictor, 10.0, False)
+    engine._leaps.prediction(predictor, 10.0, False)
     np.testing.assert_array_equal(adapter.params["w"], before)
 
 

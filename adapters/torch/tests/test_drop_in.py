@@ -48,7 +48,7 @@ def test_f58_the_changed_loop_jumps_and_is_no_worse(capsys):
     _, plain = run(PLAIN.read_text(encoding="utf-8"), capsys)
     names, changed = run(applied(diff(), PLAIN.read_text(encoding="utf-8")), capsys)
     engine = names["hybrid"].engine
-    assert engine.real_steps == 10 * len(names["loader"])
-    assert engine.jumps > 0
-    assert engine.predicted_steps > 0
+    assert engine.counts.real_steps == 10 * len(names["loader"])
+    assert engine.counts.jumps > 0
+    assert engine.counts.predicted_steps > 0
     assert changed <= 1.02 * plain

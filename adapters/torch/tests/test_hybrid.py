@@ -77,9 +77,9 @@ def test_batch_closure_and_own_loop_train_alike(mode):
             loss.backward()
             optimizer.step()
         three.advance(loss)
-    assert one.engine.jumps > 0
-    assert one.engine.jumps == two.engine.jumps == three.engine.jumps
-    assert sum(real) == calls == one.engine.real_steps == three.engine.real_steps
+    assert one.engine.counts.jumps > 0
+    assert one.engine.counts.jumps == two.engine.counts.jumps == three.engine.counts.jumps
+    assert sum(real) == calls == one.engine.counts.real_steps == three.engine.counts.real_steps
     assert (sum(real) < 60) == (mode == "step")
     assert torch.equal(weights(by_batch), weights(by_closure))
     assert torch.equal(weights(by_batch), weights(own))
@@ -100,7 +100,7 @@ def test_a_jump_moves_the_weights_and_training_gains_by_it():
         optimizer.zero_grad()
         squares(plain, batch).mean().backward()
         optimizer.step()
-    assert moved.count(Event.JUMP) == hybrid.engine.jumps > 0
+    assert moved.count(Event.JUMP) == hybrid.engine.counts.jumps > 0
     x, y = data(1, 256)[0]
     with torch.no_grad():
         assert squares(model, (x, y)).mean() < squares(plain, (x, y)).mean()
@@ -131,7 +131,7 @@ def test_accumulating_loop_with_scaler_is_followed_by_the_hook():
         hybrid.advance(loss)
         assert hybrid.stepped == (index % 2 == 1 and index != 7)
     assert updates == 9
-    assert hybrid.engine.real_steps == 9
+    assert hybrid.engine.counts.real_steps == 9
     assert heard[0] == pytest.approx((losses[0] + losses[1]) / 2)
     assert all(map(math.isfinite, heard[4:]))
 

@@ -31,8 +31,8 @@ def test_both_arms_train_alike_and_no_jump_is_applied(overhead, monkeypatch):
         tensors = tuple(map(torch.as_tensor, batch))
         plain(tensors)
         hybrid(tensors)
-    assert engine.jumps == 0
-    assert engine.real_steps == 150
+    assert engine.counts.jumps == 0
+    assert engine.counts.real_steps == 150
     for one, two in zip(models[0].model.parameters(), engine.adapter.model.parameters(), strict=True):
         assert torch.equal(one, two)
 

@@ -33,12 +33,12 @@ def test_both_loops_run_as_printed():
     names = scene()
     start = names["model"].weight.clone()
     exec("\n".join(line[1:] for line in diff.splitlines() if line[0] in "+ "), names)
-    assert names["hybrid"].engine.real_steps == 10
+    assert names["hybrid"].engine.counts.real_steps == 10
     assert names["optimizer"].param_groups[0]["lr"] == 0.025
     moved = names["model"].weight.clone()
     assert not torch.equal(moved, start)
     exec(loop, names)
-    assert names["hybrid"].engine.real_steps == 20
+    assert names["hybrid"].engine.counts.real_steps == 20
     assert not torch.equal(names["model"].weight, moved)
     names = scene()
     exec("\n".join(line[1:] for line in diff.splitlines() if line[0] in "- " and "hybrid" not in line), names)

@@ -1,0 +1,233 @@
+"""The Predict phase: propose a change, apply it at once or in shares, settle what it moved."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import attrs
+import numpy as np
+
+from hybridcore.config import HybridConfig
+from hybridcore.counts import Counts
+from hybridcore.errors import HybridCoreError, PluginError, PredictionError
+from hybridcore.history import History
+from hybridcore.jumps import Jump, JumpLimiter
+from hybridcore.probes import FORWARD_COST, ProbeSet
+from hybridcore.protocols import Action, Adapter, Buckets, MeasuringPredictor, Prediction, Predictor
+from hybridcore.reporting import Reporter
+from hybridcore.trials import TrialKeeper
+
+__all__ = ["Leaps", "Shares"]
+
+logger = logging.getLogger("hybridcore")
+
+
+@attrs.define
+class Shares:
+    """A change that is applied over several batches (mode ``"step"``).
+
+    Attributes:
+        jump: The whole change.
+        steps: Shares it is cut into.
+        done: Shares applied.
+    """
+
+    jump: Jump
+    steps: int
+    done: int = 0
+
+
+class Leaps:
+    """Applies predicted changes to the model of one run.
+
+    Args:
+        adapter: The model.
+        config: Groups, probes and phases.
+        predictors: By registry name.
+        history: What predictors go by.
+        probes: Held-out examples.
+        trials: Opens the trial that a change belongs to.
+        counts: Counters.
+        reporter: Hears of applied changes.
+
+    Attributes:
+        pending: The change of an open Predict phase of mode ``"step"``, or None.
+    """
+
+    def __init__(
+        self,
+        adapter: Adapter,
+        config: HybridConfig,
+        predictors: Mapping[str, Predictor],
+        history: History,
+        probes: ProbeSet,
+        trials: TrialKeeper,
+        counts: Counts,
+        reporter: Reporter,
+    ) -> None:
+        self._adapter, self._config, self._predictors = adapter, config, predictors
+        self._history, self._probes, self._trials = history, probes, trials
+        self._counts, self._reporter = counts, reporter
+        self._limiter = JumpLimiter(adapter.layout, adapter.xp, config.groups)
+        self.pending: Shares | None = None
+
+    def propose(self, action: Action, name: str) -> tuple[Jump | None, str]:
+        """Ask a predictor for a change, opening a trial where none is open.
+
+        Args:
+            action: The Predict action.
+            name: Registry name of the predictor.
+
+        Returns:
+            The change and an empty string, or None and why there is none; then no trial was opened.
+
+        Raises:
+            PluginError: There is no such predictor.
+        """
+        predictor = self._predictors.get(name)
+        if predictor is None:
+            raise PluginError(
+                "the controller asks for a predictor that the engine does not have",
+                where="controller",
+                got=name,
+                expected=f"one of {sorted(self._predictors)}",
+                fix="name it in predictor.name, or add it to the controller's portfolio",
+            )
+        opened, counts = self._trials.trial is None, self._counts
+        if opened:
+            trial = self._trials.open(action, counts.real_steps, counts.cost, counts.predicted_steps)
+            trial.predictor = name
+            self._history.average(action.averaged)
+            self._limiter.measure_weights(self._adapter)
+            tentative = self._config.probe.tentative and self._config.phases.predict_mode == "jump"
+            if tentative and action.judge == "probe" and not action.continuous:
+                trial.before = self._trials.probe(None)
+        jump, refusal = self._limited(predictor, name, action.horizon)
+        if jump is None:
+            if opened:
+                self._trials.close()
+            return None, refusal
+        assert self._trials.trial is not None
+        self._trials.trial.jumps += 1
+        return jump, ""
+
+    def leap(self, jump: Jump) -> str | None:
+        """Apply a change whole; undo it and say why where the tentative test finds it clearly worse (F81)."""
+        jump.apply(self._adapter)
+        trial = self._trials.trial
+        assert trial is not None
+        if trial.before is None or trial.jumps > 1:
+            return None
+        _, worse = self._trials.compare(trial.before)
+        if worse is not None:
+            self._adapter.restore(trial.snapshot)
+            self._trials.close()
+        return worse
+
+    def share(self, batch: Any) -> float:
+        """Apply the next share of the pending change (F21).
+
+        Args:
+            batch: Read only where ``phases.forward_every`` asks for a forward pass.
+
+        Returns:
+            Loss of the batch after it; NaN where none was measured.
+
+        Raises:
+            PredictionError: No change is pending.
+        """
+        if self.pending is None:
+            raise PredictionError(
+                "there is no predicted step to take",
+                where=f"step {self._counts.real_steps}",
+                expected="a Predict phase of mode 'step'",
+                fix="ask `needs_backward` before each batch",
+            )
+        pending = self.pending
+        pending.jump.apply(self._adapter, 1.0 / pending.steps)
+        pending.done += 1
+        self._counts.predicted_steps += max(0.0, pending.jump.horizon) / pending.steps
+        loss = math.nan
+        every = self._config.phases.forward_every
+        if every and pending.done % every == 0:
+            loss = float(np.mean(self._adapter.probe_loss(batch)))
+            self._counts.cost += FORWARD_COST
+        self._reporter.predicted_step(loss)
+        return loss
+
+    def over(self, loss: float) -> str | None:
+        """Why the pending change is over, or None: all shares applied, or a loss above the guard."""
+        assert self.pending is not None
+        done, steps = self.pending.done, self.pending.steps
+        if done >= steps:
+            return f"{done} of {steps} shares applied"
+        if math.isfinite(loss) and self._trials.trial is not None:
+            over = self._trials.over_guard(loss)
+            if over is not None:
+                return f"early exit after {done} of {steps} predicted steps: {over}"
+        return None
+
+    def land(self, reason: str) -> None:
+        """End the pending change as far as it was applied."""
+        assert self.pending is not None
+        pending, self.pending = self.pending, None
+        self.landed(pending.jump, reason, share=pending.done / pending.steps, continuous=False)
+
+    def drop(self, reason: str) -> None:
+        """Drop what is left of a pending change; a trial of which nothing was applied is no trial."""
+        pending = self.pending
+        if pending is None:
+            return
+        if pending.done:
+            self.land(f"{pending.done} of {pending.steps} shares applied: {reason}")
+            return
+        self.pending = None
+        trial = self._trials.trial
+        if trial is not None:
+            trial.jumps -= 1
+            if trial.jumps == 0:
+                self._trials.close()
+
+    def landed(self, jump: Jump, reason: str, *, share: float, continuous: bool) -> None:
+        """After the whole change: optimizer state, statistics, history, events."""
+        self._counts.jumps += 1
+        if not continuous:
+            self._adapter.after_jump(jump.deltas)
+            if "batch-statistics" in self._adapter.capabilities:
+                self._adapter.refresh_statistics(self._probes.batches)
+            self._history.restart()
+        trial = self._trials.trial
+        if trial is not None:
+            trial.predicted += abs(jump.horizon) * share
+        self._reporter.jump(jump, trial.predictor if trial is not None else "", reason, share)
+
+    def _limited(self, predictor: Predictor, name: str, horizon: float) -> tuple[Jump | None, str]:
+        """The predictor's change within all limits, or None and why there is none."""
+        if not predictor.ready(self._history):
+            return None, f"predictor {name!r} is not ready"
+        trial = self._trials.trial
+        assert trial is not None
+        try:
+            prediction = self.prediction(predictor, horizon, trial.continuous)
+            if trial.continuous and trial.first_jump is not None:
+                return self._limiter.repeat(prediction, trial.first_jump), ""
+            trial.first_jump = self._limiter.limit(prediction, self._adapter)
+            return trial.first_jump, ""
+        except HybridCoreError as error:
+            logger.warning("predictor %r refused: %s", name, error)
+            return None, f"predictor {name!r}: {error.what}"
+
+    def prediction(self, predictor: Predictor, horizon: float, continuous: bool) -> Prediction:
+        """The predictor's proposal; measured by probes where it can use them and no step is continuous."""
+        if continuous or not len(self._probes) or not isinstance(predictor, MeasuringPredictor):
+            return predictor.predict(self._history, horizon, self._adapter.xp)
+        current = self._adapter.read_params()
+
+        def measure(change: Buckets) -> float:
+            weights = tuple(w + d for w, d in zip(current, change, strict=True))
+            return float(np.mean(self._trials.probe(weights)))
+
+        return predictor.predict_with(self._history, horizon, self._adapter.xp, measure)

@@ -1,0 +1,122 @@
+"""What the engine says: events for those who listen, trace lines for the log."""
+
+from __future__ import annotations
+
+import logging
+
+from hybridcore.clock import Stopwatch
+from hybridcore.config import MetricsConfig
+from hybridcore.counts import Counts
+from hybridcore.events import Event, EventBus
+from hybridcore.jumps import Jump
+from hybridcore.protocols import Outcome, StepRecord
+
+__all__ = ["Reporter"]
+
+logger = logging.getLogger("hybridcore")
+
+
+class Reporter:
+    """Turns what happens in a run into events and trace lines.
+
+    Args:
+        events: Who hears of it.
+        clock: Training time.
+        counts: Gives the step and the cost of each event.
+        config: How often a step is reported, and whether decisions are logged at INFO level.
+
+    Example:
+        >>> from hybridcore.config import MetricsConfig
+        >>> bus, seen = EventBus(), []
+        >>> bus.listen(lambda event, payload: seen.append((event.value, payload["step"])))
+        >>> Reporter(bus, Stopwatch(), Counts(real_steps=7), MetricsConfig()).phase_end("full")
+        >>> seen
+        [('phase-end', 7)]
+    """
+
+    def __init__(self, events: EventBus, clock: Stopwatch, counts: Counts, config: MetricsConfig) -> None:
+        self.events, self.clock, self._counts, self._config = events, clock, counts, config
+        self._level = logging.INFO if config.trace else logging.DEBUG
+
+    def trace(self, message: str, *values: object) -> None:
+        """Log one line with the step before it."""
+        logger.log(self._level, "step %d: " + message, self._counts.real_steps, *values)
+
+    def emit(self, event: Event, **payload: object) -> None:
+        """Emit an event of the present real step."""
+        self.events.emit(event, step=self._counts.real_steps, **payload)
+
+    def real_step(self, record: StepRecord) -> None:
+        """A real step, where somebody listens and its turn has come."""
+        if not self.events.heard or record.step % self._config.step_every:
+            return
+        counts = self._counts
+        self.emit(
+            Event.REAL_STEP,
+            phase=record.phase.value,
+            loss=record.loss,
+            grad_norm=record.grad_norm,
+            learning_rate=record.learning_rate,
+            seconds=record.seconds,
+            elapsed=self.clock.elapsed(),
+            cost=counts.cost,
+            backward_passes=counts.backward_passes,
+            predicted_steps=counts.predicted_steps,
+        )
+
+    def predicted_step(self, loss: float) -> None:
+        """One share of a change was applied."""
+        counts = self._counts
+        self.emit(
+            Event.PREDICTED_STEP,
+            predicted_steps=counts.predicted_steps,
+            loss=loss,
+            elapsed=self.clock.elapsed(),
+            cost=counts.cost,
+        )
+
+    def phase_end(self, phase: str) -> None:
+        """A phase is over."""
+        self.emit(Event.PHASE_END, phase=phase)
+
+    def phase_start(self, phase: str, length: int, reason: str) -> None:
+        """A phase begins."""
+        self.trace("%s for %d: %s", phase, length, reason)
+        self.emit(Event.PHASE_START, phase=phase, length=length, reason=reason)
+
+    def jump(self, jump: Jump, predictor: str, reason: str, share: float) -> None:
+        """A change was applied, or `share` of it."""
+        self.emit(
+            Event.JUMP,
+            predictor=predictor,
+            horizon=jump.horizon * share,
+            confidence=jump.confidence,
+            relative=jump.relative * share,
+            capped=[g.value for g in jump.capped],
+            elapsed=self.clock.elapsed(),
+            cost=self._counts.cost,
+            reason=reason,
+        )
+
+    def refused(self, predictor: str, horizon: float, reason: str) -> None:
+        """A change was refused."""
+        self.trace("jump refused: %s", reason)
+        self.emit(Event.JUMP_REFUSED, predictor=predictor, horizon=horizon, reason=reason)
+
+    def verdict(self, outcome: Outcome) -> None:
+        """A trial ended."""
+        word = "kept" if outcome.kept else "failed"
+        self.trace("verdict %s after %d real steps: %s", word, outcome.real_steps, outcome.reason)
+        self.emit(
+            Event.VERDICT,
+            kept=outcome.kept,
+            predictor=outcome.predictor,
+            horizon=outcome.horizon,
+            jumps=outcome.jumps,
+            gain=outcome.gain,
+            gain_error=outcome.gain_error,
+            credit_steps=outcome.credit_steps,
+            credit_seconds=outcome.credit_seconds,
+            straightness=outcome.straightness,
+            reason=outcome.reason,
+        )
