@@ -158,7 +158,7 @@ class ProbeConfig:
         confidence_z: Standard errors beyond the tolerance that count as clear.
     """
 
-    batches: int = attrs.field(default=2, validator=between(1))
+    batches: int = attrs.field(default=4, validator=between(1))
     tentative: bool = True
     tolerance: float = attrs.field(default=0.1, validator=between(0.0))
     confidence_z: float = attrs.field(default=2.0, validator=between(0.0))

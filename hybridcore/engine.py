@@ -127,6 +127,7 @@ class Engine:
             self.counts,
             self._reporter,
         )
+        self._normalised: bool | None = None
         self._started = 0.0
         self._awake_since = 0
         self._idle = 0
@@ -255,7 +256,8 @@ class Engine:
             predictor.observe(record)
         self.history.after_step(self.adapter)
         if self.average is not None:
-            self.average.after_step(self.adapter)
+            with self.clock.paused():  # a second read-out of the run, booked apart
+                self.average.after_step(self.adapter)
         self._measure_reach()
         self._reporter.real_step(record)
 
@@ -366,6 +368,7 @@ class Engine:
             "history_bytes": self.history.planned_bytes(),
             "budget_bytes": self.history.budget_bytes,
             "probes": self.probes.count,
+            "average_seconds": self.average.seconds if self.average is not None else 0.0,
             "cost": counts.cost,
             "elapsed": self.clock.elapsed(),
         }
@@ -430,11 +433,18 @@ class Engine:
             learning_rate=self.statistics.learning_rate,
             peak_learning_rate=self.statistics.peak_learning_rate,
             momentum_memory=self.adapter.momentum_memory,
+            normalised=self._is_normalised(),
             statistics=self.statistics,
             predictor_ready={n: p.ready(self.history) for n, p in self.predictors.items()},
             default_predictor=next(iter(self.predictors)),
             window=self.history.window,
         )
+
+    def _is_normalised(self) -> bool:
+        """Whether the optimizer keeps a second moment; asked once, since the answer costs a pass."""
+        if self._normalised is None and self.counts.real_steps > self.counts.skipped:
+            self._normalised = self.adapter.moments().get("v_std", 0.0) > 0.0
+        return bool(self._normalised)
 
     def _why_not(self) -> str | None:
         if self._trials.trial is not None:
@@ -534,9 +544,12 @@ class Engine:
         )
         self.counts.kept += 1
         self.budget.earn(outcome.credit_steps, outcome.credit_seconds)
+        if outcome.behind_steps:
+            behind = min(outcome.behind_steps, float(trial.real_steps))
+            self.budget.lose(behind, behind * per_step)
         if verdict is None or outcome.credit_steps > 0.0:
             self.budget.succeeded()
-        else:
+        elif not trial.continuous:
             self.budget.failed(self.counts.real_steps)
         self._tell(outcome)
         return False

@@ -117,6 +117,7 @@ class Reporter:
             gain_error=outcome.gain_error,
             credit_steps=outcome.credit_steps,
             credit_seconds=outcome.credit_seconds,
+            behind_steps=outcome.behind_steps,
             straightness=outcome.straightness,
             reason=outcome.reason,
         )

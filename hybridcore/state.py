@@ -228,6 +228,7 @@ class EngineState:
         learning_rate: Now.
         peak_learning_rate: Highest so far.
         momentum_memory: Steps the optimizer's first moment remembers.
+        normalised: Whether the optimizer divides its updates by the gradient's size, like Adam.
         statistics: Losses and gradient norms.
         predictor_ready: By registry name, whether it could predict now.
         default_predictor: Registry name of the predictor that the configuration names.
@@ -247,6 +248,7 @@ class EngineState:
     learning_rate: float
     peak_learning_rate: float
     momentum_memory: float
+    normalised: bool
     statistics: Statistics
     predictor_ready: dict[str, bool]
     default_predictor: str

@@ -111,7 +111,25 @@ class Trial:
             credit_seconds=credit * seconds_per_step,
             straightness=straightness,
             reason=reason,
+            quickening=verdict.quickening if verdict is not None else math.nan,
+            quickening_error=verdict.quickening_error if verdict is not None else math.nan,
+            behind_steps=verdict.behind_steps if verdict is not None and kept else 0.0,
         )
+
+
+@attrs.frozen
+class Point:
+    """A place on the loss curve.
+
+    Attributes:
+        losses: Per-example probe losses of averaged weights, shape (n,).
+        progress: Real steps at which they were current; probes do not count.
+        covered: Optimizer steps predicted until then.
+    """
+
+    losses: NDArray[np.float64]
+    progress: float
+    covered: float
 
 
 class TrialKeeper:
@@ -152,7 +170,9 @@ class TrialKeeper:
         self.trial: Trial | None = None
         self.cost = 0.0
         self._examples = 0
-        self._point: tuple[NDArray[np.float64], float, float] | None = None
+        self._point: Point | None = None
+        self._older: Point | None = None
+        self._pace: tuple[NDArray[np.float64], float] | None = None
         self._previous: Trial | None = None
         self._unproven = 0.0
         self._rate: NDArray[np.float64] | None = None
@@ -255,15 +275,32 @@ class TrialKeeper:
         position, progress = cost - age, cost - self.cost - age
         losses = self.probe(mean)
         verdict = judge(trial.reference, losses, position, trial.predicted, self._config.verdict)
-        pace = 1.0 + trial.predicted / max(trial.real_steps, 1)
-        covered = predicted - age * (pace - 1.0 if trial.continuous else 0.0)
-        self._point = (losses, progress, covered) if verdict.kept else None
+        verdict = self._quickening(verdict, trial, losses, progress)
+        covered = predicted - age * (trial.predicted / max(trial.real_steps, 1) if trial.continuous else 0.0)
+        self._point = Point(losses, progress, covered) if verdict.kept else None
+        self._older = Point(trial.reference.losses, trial.progress, trial.covered)
         if verdict.kept and trial.predicted > 0.0:
             # What this trial's predicted steps proved to be worth, those since the verdict before were too.
             worth = verdict.credit_steps / trial.predicted
             verdict = attrs.evolve(verdict, credit_steps=verdict.credit_steps + worth * self._unproven)
         self._unproven = 0.0
         return verdict
+
+    def _quickening(
+        self, verdict: Verdict, trial: Trial, losses: NDArray[np.float64], progress: float
+    ) -> Verdict:
+        """Compare the trial's fall per real step with that of the trial just before, example by example."""
+        assert trial.reference is not None
+        before, steps = self._pace, progress - trial.progress
+        self._pace = None
+        if not verdict.kept or steps <= 0.0:
+            return verdict
+        fall = (trial.reference.losses - losses) / steps
+        self._pace = (fall, progress)
+        if before is None or not _same(before[1], trial.progress):
+            return verdict
+        quicker = paired_difference(fall, before[0])
+        return attrs.evolve(verdict, quickening=quicker.mean, quickening_error=quicker.error)
 
     def close(self) -> Trial:
         """End the open trial and give it."""
@@ -306,7 +343,7 @@ class TrialKeeper:
         if origin.reference is not None:
             # The curve goes on from where it was; what was undone, real or predicted, was no progress.
             undone = trial.predicted + (origin.predicted if origin is not trial else 0.0)
-            self._point = (origin.reference.losses, origin.progress + steps, origin.covered + undone)
+            self._point = Point(origin.reference.losses, origin.progress + steps, origin.covered + undone)
         return trial, origin
 
     def compare(self, before: NDArray[np.float64]) -> tuple[PairedDifference, str | None]:
@@ -349,17 +386,24 @@ class TrialKeeper:
         latest = self._history.latest_mean()
         mean, age = latest if latest is not None else (None, 0.0)
         progress = cost - self.cost - age
-        losses = self.probe(mean)
-        earlier = self._point
+        if self._point is not None and _same(self._point.progress, progress):
+            losses, earlier = self._point.losses, self._older  # The trial before ended here.
+        else:
+            losses, earlier = self.probe(mean), self._point
         near = 0.5 * self._history.window, 3.0 * self._history.window
-        if earlier is None or not near[0] <= progress - earlier[1] <= near[1]:
+        if earlier is None or not near[0] <= progress - earlier.progress <= near[1]:
             # Curves flatten: a slope from long ago would ask more than the user's own steps can give now.
             earlier = None
             if len(means) >= 2 and mean is means[-1]:
                 pace = previous.predicted / max(previous.real_steps, 1) if previous is not None else 0.0
                 covered = predicted - pace * self._history.window
-                earlier = (self.probe(means[-2]), progress - self._history.window, covered)
+                earlier = Point(self.probe(means[-2]), progress - self._history.window, covered)
         if earlier is not None:
-            steps = progress - earlier[1] + max(0.0, predicted - earlier[2])
-            self._rate = (losses - earlier[0]) / steps
+            steps = progress - earlier.progress + max(0.0, predicted - earlier.covered)
+            self._rate = (losses - earlier.losses) / steps
         return Reference(losses, self._rate, cost - age), progress
+
+
+def _same(one: float, other: float) -> bool:
+    """Whether two places on the curve are one; sums of probe costs round."""
+    return abs(one - other) < 1e-6 * max(1.0, abs(one))

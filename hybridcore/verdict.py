@@ -53,6 +53,10 @@ class Verdict:
         error: Its standard error.
         credit_steps: Gain, less one error, in real steps of the reference's slope; 0 unless positive.
         reason: One line.
+        quickening: Fall of the mean loss per real step, less that of the probed trial just before; NaN where
+            there was none.
+        quickening_error: Its standard error, paired by example.
+        behind_steps: Where the trial is kept although it is behind the curve: by how many real steps.
     """
 
     kept: bool
@@ -60,6 +64,9 @@ class Verdict:
     error: float
     credit_steps: float
     reason: str
+    quickening: float = math.nan
+    quickening_error: float = math.nan
+    behind_steps: float = 0.0
 
 
 def judge(
@@ -70,6 +77,9 @@ def judge(
     config: VerdictConfig,
 ) -> Verdict:
     """Judge window-averaged weights after a jump against the continued curve before it.
+
+    A trial behind the curve is still kept where its loss is clearly below that before the jump: to restore
+    would give the whole fall back, and the trial's real steps with it.
 
     Args:
         reference: The curve before the jump.
@@ -85,12 +95,18 @@ def judge(
         return Verdict(False, -math.inf, 0.0, 0.0, "non-finite loss of the averaged weights")
     difference = paired_difference(achieved, reference.at(cost))
     gain, error = -difference.mean, difference.error
-    kept = gain >= -config.confidence_z * error
+    fall = paired_difference(reference.losses, achieved)
+    level = gain >= -config.confidence_z * error
+    kept = level or fall.mean > config.confidence_z * fall.error
+    slope = -reference.slope
     sure = gain - error
-    credit = 0.0
-    if kept and sure > 0.0:
-        slope = -reference.slope
+    credit = behind = 0.0
+    if level and sure > 0.0:
         credit = min(sure / slope, predicted_steps) if slope > 0.0 else predicted_steps
+    elif not level and kept:
+        behind = -gain / slope if slope > 0.0 else 0.0
     sign = "below" if gain >= 0 else "above"
     reason = f"averaged loss {abs(gain):.4g} {sign} the curve at equal cost (standard error {error:.2g})"
-    return Verdict(kept, gain, error, credit, reason)
+    if behind:
+        reason += f", but {fall.mean:.4g} below the loss before"
+    return Verdict(kept, gain, error, credit, reason, behind_steps=behind)

@@ -80,7 +80,9 @@ def test_recorded_fields_are_documented(configuration, tmp_path: Path) -> None:
     from hybridcore.runner import run_task
 
     config = configuration(
-        verdict={"guard_factor": 1.0, "guard_z": 1.0}, run={"steps": 120}, budget={"count_seconds": False}
+        verdict={"guard_factor": 1.0, "guard_z": 1.0},
+        run={"steps": 200},
+        controller={"name": "credit", "credit": {"window": 5, "probe_every": 1}},
     )
     result = run_task(config, out_dir=tmp_path / "run")
     page = (REFERENCE / "metrics.md").read_text(encoding="utf-8")

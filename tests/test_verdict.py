@@ -58,11 +58,28 @@ def test_f82_a_loss_within_the_noise_is_kept_without_credit(z, times, kept):
     noise = np.random.default_rng(1).standard_normal(11)
     noise = (noise - noise.mean()) / noise.std(ddof=1)
     error = 0.03 / np.sqrt(11)
-    achieved = 2.0 + SPREAD - 0.15 + 0.03 * noise + times * z * error
-    verdict = judge(line(0.01), achieved, 115.0, 50.0, VerdictConfig(confidence_z=z))
+    flat = line(0.0)
+    achieved = 2.0 + SPREAD + 0.03 * noise + times * z * error
+    verdict = judge(flat, achieved, 115.0, 50.0, VerdictConfig(confidence_z=z))
     assert verdict.error == pytest.approx(error)
     assert verdict.kept is kept
     assert verdict.credit_steps == 0.0
+
+
+@pytest.mark.parametrize("z", [0.5, 3.0])
+@pytest.mark.parametrize(("times", "kept"), [(1.01, True), (0.99, False)])
+def test_f82_a_trial_behind_the_curve_is_kept_where_its_loss_fell_clearly(z, times, kept):
+    """To restore would give back the fall: 0.01 a step asked for 0.15, and it is the whole noise behind."""
+    noise = np.random.default_rng(1).standard_normal(11)
+    noise = (noise - noise.mean()) / noise.std(ddof=1)
+    error = 0.001 / np.sqrt(11)
+    fall = times * z * error
+    verdict = judge(
+        line(0.01), 2.0 + SPREAD - fall + 0.001 * noise, 115.0, 50.0, VerdictConfig(confidence_z=z)
+    )
+    assert verdict.kept is kept
+    assert verdict.credit_steps == 0.0
+    assert verdict.behind_steps == pytest.approx((0.15 - fall) / 0.01 if kept else 0.0)
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])

@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 import attrs
 
 from hybridcore.config import between
+from hybridcore.controllers.factor import FactorSearch
 from hybridcore.protocols import API_VERSION, Action, Outcome, Phase
 from hybridcore.state import EngineState
 
@@ -24,8 +25,14 @@ class CreditConfig:
         growth: Largest growth of the horizon from one real step to the next.
         least_gain: Jumps happen only where the path supports this much more than the user's own step.
         probe_every: A verdict by probe every this many trials at most; the gap doubles from one up to it.
-        caution: The horizon is divided by this after a failed trial.
+        caution: The horizon is divided by this after a failed trial, or one behind the curve.
         recovery: Kept trials after which one such division is taken back.
+        factor_step: With an optimizer that normalises its gradients, trials compare the horizon with one
+            this many times as long or short; 1 never does.
+        factor_low: Smallest multiple of the reach that such comparisons may choose.
+        factor_high: Largest multiple.
+        factor_z: Standard errors by which the other horizon must win.
+        factor_pause: Real steps of pause after a comparison that changes nothing; doubles with each in a row.
     """
 
     window: int = attrs.field(default=20, validator=between(1))
@@ -34,6 +41,11 @@ class CreditConfig:
     probe_every: int = attrs.field(default=16, validator=between(1))
     caution: float = attrs.field(default=2.0, validator=between(1.0, low_open=True))
     recovery: int = attrs.field(default=16, validator=between(1))
+    factor_step: float = attrs.field(default=1.5, validator=between(1.0))
+    factor_low: float = attrs.field(default=0.5, validator=between(0.0, 1.0, low_open=True))
+    factor_high: float = attrs.field(default=4.0, validator=between(1.0))
+    factor_z: float = attrs.field(default=2.0, validator=between(0.0))
+    factor_pause: int = attrs.field(default=60, validator=between(0))
 
 
 class Credit:
@@ -42,6 +54,10 @@ class Credit:
     h is the reach of the path (`hybridcore.reach.Reach`), raised by at most `growth` a step, divided by
     `caution` after a failed trial, and never below one: the user's own step is the floor (F84). Trials of
     `window` real steps are guarded, and every now and then judged by probe.
+
+    Where the optimizer normalises its gradients, their size does not shorten the reach when steps get too
+    long, and the reach is only a guess up to a factor. There two trials in a row, one with the factor and one
+    with another, are compared by the fall of the loss of averaged weights; see `FactorSearch`.
 
     Example:
         >>> Credit().config.window
@@ -54,7 +70,7 @@ class Credit:
     Config: ClassVar[type] = CreditConfig
 
     def __init__(self, config: CreditConfig | None = None) -> None:
-        self.config = config or CreditConfig()
+        c = self.config = config or CreditConfig()
         self._h = 1.0
         self._step = 0
         self._divisor = 1.0
@@ -63,18 +79,26 @@ class Credit:
         self._next_probe = 1
         self._gap = 1
         self._waits = 0
+        self._factor = FactorSearch(
+            step=c.factor_step, low=c.factor_low, high=c.factor_high, z=c.factor_z, pause=c.factor_pause
+        )
 
     def choose(self, state: EngineState) -> Action:
         """Repeat the last update h - 1 times, or rest until the next sample of the reach."""
         c = self.config
         if state.phase is Phase.PREDICT:
             return Action(Phase.CORRECT, 1, "Correct follows Predict", observe=True)
-        target = state.reach / self._divisor if math.isfinite(state.reach) else 1.0
+        opening = state.trial_steps_left == 0
+        worth, reach = 1.0 + c.least_gain, state.reach if math.isfinite(state.reach) else 1.0
+        fading = state.learning_rate < 0.5 * state.peak_learning_rate
+        search = self._factor
+        if opening and state.normalised and state.may_predict and not fading and self._h >= worth:
+            search.begin(state.step)
+        target = search.value * reach / self._divisor
         allowed = self._h * c.growth ** min(max(1, state.step - self._step), 100)
         self._h = max(1.0, min(target, allowed))
         self._step = state.step
-        fading = state.learning_rate < 0.5 * state.peak_learning_rate
-        if self._h < 1.0 + c.least_gain or fading:
+        if fading or (self._h < worth and not search.comparing):
             reason = (
                 "the learning rate is in its decay" if fading else f"the path supports {target:.3g} steps"
             )
@@ -95,17 +119,18 @@ class Credit:
                 Phase.FULL, length if not awake else 1, f"predictor {name!r} is not ready", observe=awake
             )
         self._waits = 0
-        probe = state.trial_steps_left == 0 and self._trials + 1 >= self._next_probe
+        probe = opening and (self._trials + 1 >= self._next_probe or search.comparing)
+        near = state.step + 2 * c.window
         return Action(
             Phase.PREDICT,
             0,
             f"the path supports {target:.3g} steps, going {self._h:.3g}",
             predictor=name,
-            horizon=self._h - 1.0,
+            horizon=max(self._h - 1.0, 0.01),
             settle=c.window,
             judge="probe" if probe else "guard",
             continuous=True,
-            averaged=probe or self._trials + 2 >= self._next_probe,
+            averaged=probe or self._trials + 2 >= self._next_probe or search.comparing or search.due(near),
         )
 
     def _rest(self, state: EngineState, reason: str) -> Action:
@@ -123,12 +148,14 @@ class Credit:
         """Divide the horizon after a failure; take a division back after a row of kept trials."""
         c = self.config
         self._trials += 1
-        if not outcome.kept:
-            if outcome.jumps == 0:
-                return
+        if not outcome.kept and outcome.jumps == 0:
+            return
+        tried_longer = self._factor.feedback(outcome, self._step)
+        if (not outcome.kept or outcome.behind_steps > 0.0) and not tried_longer:
             self._divisor *= c.caution
             self._h = max(1.0, self._h / c.caution)
             self._kept = 0
+        if not outcome.kept:
             return
         self._kept += 1
         if self._divisor > 1.0 and self._kept >= c.recovery:
@@ -140,9 +167,13 @@ class Credit:
 
     def state_dict(self) -> dict[str, Any]:
         """State as plain data."""
-        return {k: v for k, v in vars(self).items() if k != "config"}
+        own = {k: v for k, v in vars(self).items() if k not in ("config", "_factor")}
+        return {**own, "factor": self._factor.state_dict()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Put back what `state_dict` gave."""
         for key, value in state.items():
-            setattr(self, key, value)
+            if key == "factor":
+                self._factor.load_state_dict(value)
+            else:
+                setattr(self, key, value)

@@ -30,6 +30,7 @@ def state(**fields):
         "learning_rate": 0.1,
         "peak_learning_rate": 0.1,
         "momentum_memory": 1.0,
+        "normalised": False,
         "statistics": Statistics(),
         "predictor_ready": {"drift": True},
         "default_predictor": "drift",
