@@ -30,16 +30,14 @@ class LossLevelConfig:
         similar: Most similar residuals whose leftover is averaged; 0 leaves it to the regression alone.
         forgetting: Weight of the past against each new residual.
         prior: Residuals' worth of belief that predictions are right as they are.
-        max_factor: A change is scaled by between 1 minus and 1 plus this.
     """
 
     similar: int = attrs.field(default=10, validator=between(0))
     forgetting: float = attrs.field(default=0.95, validator=between(0.0, 1.0, low_open=True))
     prior: float = attrs.field(default=2.0, validator=between(0.0, low_open=True))
-    max_factor: float = attrs.field(default=0.5, validator=between(0.0, 1.0))
 
 
-def best_scale(predicted: float, expected: float, max_factor: float) -> float:
+def best_scale(predicted: float, expected: float) -> float:
     """Multiple of a change at which the loss is lowest, bounded.
 
     Along the change the loss is taken as the parabola ``s p + s^2 (e - p)`` with the promised change p as
@@ -48,17 +46,19 @@ def best_scale(predicted: float, expected: float, max_factor: float) -> float:
     Args:
         predicted: p, negative where an improvement is promised.
         expected: e.
-        max_factor: The result lies within this of 1.
+
+    Returns:
+        In [0.25, 4]; 1 where nothing is promised.
 
     Example:
-        >>> best_scale(-1.0, -0.5, 0.5), best_scale(-1.0, 1.0, 0.5), best_scale(-1.0, -1.0, 0.5)
-        (1.0, 0.5, 1.5)
+        >>> best_scale(-1.0, -0.5), best_scale(-1.0, 0.0), best_scale(-1.0, -1.0)
+        (1.0, 0.5, 4.0)
     """
     if not (math.isfinite(predicted) and math.isfinite(expected)) or predicted >= 0.0:
         return 1.0
     bend = expected - predicted
     scale = -predicted / (2.0 * bend) if bend > 0.0 else math.inf
-    return min(max(scale, 1.0 - max_factor), 1.0 + max_factor)
+    return min(max(scale, 0.25), 4.0)
 
 
 class LossLevel:
@@ -150,7 +150,7 @@ class LossLevel:
         expected = self.expected(situation)
         if self.observed == 0 or not math.isfinite(expected):
             return Correction(predicted_change=situation.predicted_change)
-        scale = best_scale(situation.predicted_change, expected, self.config.max_factor)
+        scale = best_scale(situation.predicted_change, expected)
         return Correction(scale=scale, predicted_change=expected)
 
     def state_dict(self) -> dict[str, Any]:
