@@ -13,8 +13,9 @@ import numpy as np
 from hybridcore.budget import Budget
 from hybridcore.config import HybridConfig
 from hybridcore.correction.aim import aim
-from hybridcore.correction.compression import CompressedBuckets, compress_buckets
-from hybridcore.correction.displacement import compare_displacements, scale_groups
+from hybridcore.correction.compression import CompressedBuckets
+from hybridcore.correction.displacement import scale_groups
+from hybridcore.correction.measurement import Measurement, loss_curve, measure_displacement
 from hybridcore.correction.none import NoCorrection
 from hybridcore.correction.store import ResidualStore
 from hybridcore.correction.storefile import HEADER
@@ -37,40 +38,6 @@ _SAMPLE_EVERY = 100
 """Real steps between measurements of displacement in rows of continuous changes."""
 
 _LONGEST_ROW = 10
-
-_FIT = 32
-"""Most losses that the slope of the loss curve is fitted to, and a quarter of it the fewest."""
-
-
-@attrs.define
-class _Measurement:
-    """A change whose outcome is being watched.
-
-    Attributes:
-        situation: Where it was proposed.
-        prediction: What the predictor proposed.
-        correction: What the corrector made of it.
-        jump: What was applied.
-        deltas: Copy of the prediction's buckets.
-        share: Share of the change that was applied.
-        start: Weights after it; None where no displacement is measured.
-        wait: Real steps to watch.
-        realised: Paired loss change right after it; NaN where none was measured.
-        losses: Training losses of the real steps so far.
-        continuous: Whether the change is one of a row.
-    """
-
-    situation: Situation
-    prediction: Prediction
-    correction: Correction
-    jump: Jump
-    deltas: Buckets
-    share: float
-    start: Buckets | None
-    wait: int
-    realised: float = math.nan
-    losses: list[float] = attrs.field(factory=list)
-    continuous: bool = False
 
 
 class CorrectionKeeper:
@@ -110,7 +77,7 @@ class CorrectionKeeper:
         self._rng = np.random.default_rng(config.run.seed)
         self._asked: tuple[Situation, Prediction, Correction] | None = None
         self._realised = math.nan
-        self._open: _Measurement | None = None
+        self._open: Measurement | None = None
         self._since = self._refuted = self._skip = 0
         self._sampled = -_SAMPLE_EVERY
         if self.active and self._config.store and (Path(self._config.store) / HEADER).is_file():
@@ -157,7 +124,7 @@ class CorrectionKeeper:
         return attrs.evolve(found, scale=min(max(found.scale, 1.0 - most), 1.0 + most))
 
     def _situation(self, prediction: Prediction, name: str) -> Situation:
-        level, slope = self._curve()
+        level, slope = loss_curve(self._statistics, self._since)
         change = slope * prediction.horizon
         if prediction.predicted_loss is not None:
             change = prediction.predicted_loss - level
@@ -169,17 +136,9 @@ class CorrectionKeeper:
             straightness=self._history.straightness(),
             moments=self._adapter.moments(),
         )
-        mean = self._adapter.mean_scalar
+        mean = self._adapter.mean_scalar  # all ranks must correct alike
+        features = np.array([mean(float(f)) for f in features])
         return Situation(step, features, name, prediction.horizon, mean(level), mean(change))
-
-    def _curve(self) -> tuple[float, float]:
-        """Level and slope per step of the training loss now: a straight line through the latest losses."""
-        losses = np.array(list(self._statistics.losses)[-min(_FIT, max(self._since, 1)) :])
-        if losses.size < _FIT // 4:
-            return self._statistics.loss_ema(16), math.nan
-        place = np.arange(losses.size) - (losses.size - 1) / 2.0
-        slope = float(place @ losses) / float(place @ place)
-        return float(losses.mean()) + slope * (losses.size - 1) / 2.0, slope
 
     # -- while a change is made --------------------------------------------------------------------
 
@@ -226,7 +185,7 @@ class CorrectionKeeper:
             return
         situation, prediction, correction = self._asked
         weights = self._adapter.read_params() if self.corrector.measures_weights else None
-        self._open = _Measurement(
+        self._open = Measurement(
             situation,
             prediction,
             correction,
@@ -249,7 +208,7 @@ class CorrectionKeeper:
         self._sampled = step
         prediction = Prediction(jump.deltas, jump.asked, jump.confidence, scale=jump.scale)
         situation = attrs.evolve(self._situation(prediction, name), predicted_change=math.nan)
-        self._open = _Measurement(
+        self._open = Measurement(
             situation,
             prediction,
             Correction(),
@@ -283,7 +242,8 @@ class CorrectionKeeper:
         realised = watched.realised
         if realised != realised and not watched.continuous:
             realised = float(np.mean(watched.losses)) - watched.situation.loss
-        groups, weights = self._displacement(watched)
+        rank = int(getattr(self.corrector, "rank", 0))
+        groups, weights = measure_displacement(watched, self._adapter, rank, self._rng)
         self._learn(watched.situation, self._adapter.mean_scalar(realised), groups, weights)
         if may_act and not watched.continuous:
             self._amend(watched)
@@ -311,27 +271,7 @@ class CorrectionKeeper:
         self.store.add(residual)
         self._reporter.residual(residual)
 
-    def _displacement(
-        self, watched: _Measurement
-    ) -> tuple[dict[ParamGroup, tuple[float, float]], CompressedBuckets | None]:
-        if watched.start is None:
-            return {}, None
-        layout, xp, mean = self._adapter.layout, self._adapter.xp, self._adapter.mean_scalar
-        steps, per_step = len(watched.losses), watched.prediction.scale / watched.prediction.horizon
-        now = self._adapter.read_params()
-        realised = tuple((a - b) * (1.0 / steps) for a, b in zip(now, watched.start, strict=True))
-        predicted = tuple(d * per_step for d in watched.deltas)
-        found = compare_displacements(realised, predicted, layout, xp)
-        groups = {g: (mean(cross), mean(square)) for g, (cross, square) in found.items()}
-        rank = int(getattr(self.corrector, "rank", 0))
-        if not rank or watched.continuous:
-            return groups, None
-        explained = {g: cross / square if square > 0.0 else 0.0 for g, (cross, square) in groups.items()}
-        part = scale_groups(predicted, explained, layout, xp)
-        rest = tuple(r - p for r, p in zip(realised, part, strict=True))
-        return groups, compress_buckets(rest, layout, rank, xp, self._rng).to_host()
-
-    def _amend(self, watched: _Measurement) -> None:
+    def _amend(self, watched: Measurement) -> None:
         """Correct the change that was made by what is known now, unless the probes object (F28, F29)."""
         trial = self._trials.trial
         if trial is None or trial.by != "probe" or not self._affordable():
@@ -355,7 +295,8 @@ class CorrectionKeeper:
         after = self._trials.probe(tuple(w + c for w, c in zip(current, change, strict=True)))
         difference = paired_difference(after, before)
         gained = self._adapter.mean_scalar(difference.mean)
-        kept = gained + difference.error < 0.0  # False for NaN; the weights are what they were, bit for bit
+        error = self._adapter.mean_scalar(difference.error)
+        kept = gained + error < 0.0  # False for NaN; the weights are what they were, bit for bit
         if kept:
             self._refuted = 0
             self._adapter.apply_delta(change)
@@ -366,9 +307,9 @@ class CorrectionKeeper:
             self._refuted = min(self._refuted + 1, _LONGEST_ROW)
         largest = max(factors.values(), key=abs)
         name = self.corrector.name
-        self._reporter.correction("correct", name, kept, gained, difference.error, largest)
+        self._reporter.correction("correct", name, kept, gained, error, largest)
 
-    def _apply_bookkeeping(self, watched: _Measurement, further: float) -> None:
+    def _apply_bookkeeping(self, watched: Measurement, further: float) -> None:
         """What follows a correction that stands."""
         self._counts.corrections += 1
         if "batch-statistics" in self._adapter.capabilities:
