@@ -32,6 +32,7 @@ plugin's table is read, but all of them are checked.
 KINDS = (
     ("controllers", "Controllers", "controller", "[controller.{}]"),
     ("predictors", "Predictors", "predictor", "[predictor.{}]"),
+    ("correctors", "Correctors", "corrector", "[correction.{}]"),
     ("tasks", "Tasks", "task", '[task] with name = "{}"'),
 )
 

@@ -93,6 +93,7 @@ class Baseline:
         counts = dict.fromkeys(
             ("jumps", "refused", "verdicts_kept", "verdicts_failed", "rollbacks", "history_bytes"), 0
         )
+        counts |= dict.fromkeys(("residuals", "corrections", "corrections_reverted", "micro_corrections"), 0)
         shares = dict.fromkeys(("predicted_steps", "credit_steps", "credit_seconds", "overhead_share"), 0.0)
         return {
             "real_steps": self._counts.real_steps,

@@ -12,6 +12,7 @@ __all__ = [
     "AverageConfig",
     "BudgetConfig",
     "ControllerConfig",
+    "CorrectionConfig",
     "GroupsConfig",
     "HistoryConfig",
     "HybridConfig",
@@ -142,6 +143,29 @@ class PredictorConfig:
     """
 
     name: str = "last-update"
+    options: dict[str, dict[str, Any]] = attrs.field(factory=dict)
+
+
+@attrs.frozen(kw_only=True)
+class CorrectionConfig:
+    """Table ``[correction]``: learning from what became of predictions (F24 to F31).
+
+    Attributes:
+        name: Registry name of the corrector; the table ``[correction.<name>]`` holds its own keys.
+        max_factor: A change is made longer or shorter by at most this share of itself, before it is applied
+            by the corrector's scale, or afterwards by a correction.
+        interval: In mode ``"step"``, predicted steps between micro-corrections; 0 makes none.
+        capacity: Residuals kept; the oldest go.
+        store: Folder in which residuals outlive the run: read at its start, written at its end; none if
+            empty.
+        options: Own tables by registry name.
+    """
+
+    name: str = "none"
+    max_factor: float = attrs.field(default=0.5, validator=between(0.0, 1.0))
+    interval: int = attrs.field(default=0, validator=between(0))
+    capacity: int = attrs.field(default=1000, validator=between(1))
+    store: str = ""
     options: dict[str, dict[str, Any]] = attrs.field(factory=dict)
 
 
@@ -299,6 +323,7 @@ class HybridConfig:
     phases: PhasesConfig = attrs.field(factory=PhasesConfig)
     controller: ControllerConfig = attrs.field(factory=ControllerConfig)
     predictor: PredictorConfig = attrs.field(factory=PredictorConfig)
+    correction: CorrectionConfig = attrs.field(factory=CorrectionConfig)
     probe: ProbeConfig = attrs.field(factory=ProbeConfig)
     verdict: VerdictConfig = attrs.field(factory=VerdictConfig)
     budget: BudgetConfig = attrs.field(factory=BudgetConfig)

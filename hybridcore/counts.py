@@ -22,6 +22,9 @@ class Counts:
         kept: Trials whose verdict let them stand.
         failed: Trials that were undone.
         rollbacks: Restored snapshots.
+        corrections: Corrections of an applied change that the probes confirmed (F28).
+        corrections_reverted: Corrections that the probes refuted (F29).
+        micro_corrections: Corrections of a pending change (F31).
 
     Example:
         >>> Counts().real_steps
@@ -38,3 +41,6 @@ class Counts:
     kept: int = 0
     failed: int = 0
     rollbacks: int = 0
+    corrections: int = 0
+    corrections_reverted: int = 0
+    micro_corrections: int = 0

@@ -14,17 +14,20 @@ from hybridcore.averaging import RunningAverage
 from hybridcore.budget import Budget
 from hybridcore.clock import Stopwatch
 from hybridcore.config import HybridConfig
+from hybridcore.correction.keeper import CorrectionKeeper
+from hybridcore.correction.none import NoCorrection
 from hybridcore.counts import Counts
 from hybridcore.errors import PluginError, PredictionError
 from hybridcore.events import Event, EventBus
 from hybridcore.history import History
-from hybridcore.leaps import Leaps, Shares
+from hybridcore.leaps import Leaps
 from hybridcore.phases import PhaseMachine
 from hybridcore.probes import ProbeSet
 from hybridcore.protocols import (
     Action,
     Adapter,
     Controller,
+    Corrector,
     Outcome,
     Phase,
     Predictor,
@@ -56,6 +59,7 @@ class Engine:
         probes: Held-out batches; where empty, the first training batches are remembered.
         events: Who hears what happens.
         clock: Training time.
+        corrector: Learns from residuals and corrects; nothing is corrected if None.
 
     Example:
         >>> from hybridcore.reference import quadratic
@@ -78,6 +82,7 @@ class Engine:
         probes: Iterable[Any] = (),
         events: EventBus | None = None,
         clock: Stopwatch | None = None,
+        corrector: Corrector | None = None,
     ) -> None:
         self.adapter, self.config, self.controller = adapter, config, controller
         self.predictors = dict(predictors)
@@ -96,7 +101,9 @@ class Engine:
         self.budget = Budget(config.budget)
         needs = set(controller.needs).union(*(p.needs for p in self.predictors.values()))
         self.average = RunningAverage(config.average) if config.average.enabled else None
+        corrector = corrector if corrector is not None else NoCorrection()
         apart = RunningAverage.reserved_bytes(adapter) if self.average is not None else 0
+        apart += CorrectionKeeper.reserved_bytes(adapter, corrector)
         reserved = apart + adapter.snapshot_nbytes()
         self._windows = max(getattr(p, "windows", 0) for p in self.predictors.values())
         self.history = History(adapter.layout, adapter.xp, config.history, needs, reserved, self._windows)
@@ -117,6 +124,17 @@ class Engine:
             self._on_probe,
             apart,
         )
+        self.corrections = CorrectionKeeper(
+            adapter,
+            config,
+            corrector,
+            self.history,
+            self.statistics,
+            self._trials,
+            self.budget,
+            self.counts,
+            self._reporter,
+        )
         self._leaps = Leaps(
             adapter,
             config,
@@ -124,6 +142,7 @@ class Engine:
             self.history,
             self.probes,
             self._trials,
+            self.corrections,
             self.counts,
             self._reporter,
         )
@@ -144,7 +163,7 @@ class Engine:
         events: EventBus | None = None,
         clock: Stopwatch | None = None,
     ) -> Engine:
-        """Build the controller and the predictors that the configuration names.
+        """Build the controller, the predictors and the corrector that the configuration names.
 
         Args:
             adapter: Model and optimizer.
@@ -176,7 +195,21 @@ class Engine:
             )
             for name in names
         }
-        return cls(adapter, config, controller, predictors, probes=probes, events=events, clock=clock)
+        corrector = build_component(
+            registry.get("corrector", config.correction.name),
+            config.correction.options.get(config.correction.name, {}),
+            f"correction.{config.correction.name}",
+        )
+        return cls(
+            adapter,
+            config,
+            controller,
+            predictors,
+            probes=probes,
+            events=events,
+            clock=clock,
+            corrector=corrector,
+        )
 
     # -- the loop ----------------------------------------------------------------------------------
 
@@ -259,6 +292,7 @@ class Engine:
             with self.clock.paused():  # a second read-out of the run, booked apart
                 self.average.after_step(self.adapter)
         self._measure_reach()
+        self.corrections.note(result.loss)
         self._reporter.real_step(record)
 
     def _measure_reach(self) -> None:
@@ -312,6 +346,7 @@ class Engine:
         self._leaps.drop("the run is over")
         if self._trials.trial is not None:
             self._judge_trial()
+        self.corrections.finish()
         return self.summary()
 
     @contextmanager
@@ -362,6 +397,10 @@ class Engine:
             "verdicts_failed": counts.failed,
             "rollbacks": counts.rollbacks,
             "skipped": counts.skipped,
+            "residuals": len(self.corrections.store),
+            "corrections": counts.corrections,
+            "corrections_reverted": counts.corrections_reverted,
+            "micro_corrections": counts.micro_corrections,
             "credit_steps": self.budget.credit_steps,
             "credit_seconds": self.budget.credit_seconds,
             "overhead_share": self.budget.overhead_share,
@@ -494,7 +533,7 @@ class Engine:
         self._idle = 0
         if self.config.phases.predict_mode == "step" and not action.continuous:
             self._enter(Phase.PREDICT, self.config.phases.predict_steps, action.reason)
-            self._leaps.pending = Shares(jump, self.config.phases.predict_steps)
+            self._leaps.spread(jump)
             return
         worse = self._leaps.leap(jump)
         if worse is not None:
@@ -523,6 +562,7 @@ class Engine:
         if broken is not None:
             self._fail_trial(broken, None)
             return True
+        self.corrections.settle(may_act=self._trials.steps_left > 0)
         if self._trials.steps_left == 0:
             return self._judge_trial()
         return False
@@ -559,6 +599,7 @@ class Engine:
         if self.average is not None:
             self.average.restart()
         self._leaps.pending = None
+        self.corrections.failed()
         self.counts.failed += 1
         self.counts.rollbacks += 1
         resume = self.budget.failed(self.counts.real_steps)

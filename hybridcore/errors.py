@@ -24,6 +24,7 @@ __all__ = [
     "ProbeError",
     "RecoveryAction",
     "SnapshotError",
+    "StoreError",
     "TaskError",
 ]
 
@@ -201,6 +202,10 @@ class MemoryBudgetError(HybridCoreError):
 
 class MetricsError(HybridCoreError):
     """A metrics file cannot be read or does not hold a run."""
+
+
+class StoreError(HybridCoreError):
+    """A store of residuals on disk cannot be read, is damaged, or was written for other features."""
 
 
 class TaskError(HybridCoreError):

@@ -23,6 +23,8 @@ class Event(StrEnum):
             VERDICT                   a trial is kept and credited, or failed
             ROLLBACK                  the state before a failed trial was restored, bit for bit
             PHASE_END, PHASE_START    the controller chose the next phase
+            RESIDUAL                  what a jump promised was compared with what came of it
+            CORRECTION                an applied or pending change was corrected, or the correction reverted
             JUMP                      a predicted weight change was applied (mode "jump": between batches)
               or JUMP_REFUSED         a proposed change was not applied, with the reason
             EVALUATION                validation loss, measured by the host loop
@@ -38,6 +40,8 @@ class Event(StrEnum):
     ROLLBACK = "rollback"
     PHASE_END = "phase-end"
     PHASE_START = "phase-start"
+    RESIDUAL = "residual"
+    CORRECTION = "correction"
     JUMP = "jump"
     JUMP_REFUSED = "jump-refused"
     EVALUATION = "evaluation"

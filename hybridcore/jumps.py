@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from types import ModuleType
 
 import attrs
@@ -68,7 +69,9 @@ class JumpLimiter:
         """Note the norms of the weights, which caps are relative to."""
         self._weight_norms = self._norms(adapter.read_params())
 
-    def limit(self, prediction: Prediction, adapter: Adapter) -> Jump:
+    def limit(
+        self, prediction: Prediction, adapter: Adapter, gains: Mapping[ParamGroup, float] | None = None
+    ) -> Jump:
         """Check a prediction and cap it.
 
         Groups without weights of their own size yet (norm zero) are capped by the whole model's norm.
@@ -76,6 +79,7 @@ class JumpLimiter:
         Args:
             prediction: What a predictor proposed.
             adapter: The model.
+            gains: A corrector's multiplier per group, applied before the caps; missing groups count 1.0.
 
         Returns:
             The jump; its `groups` hold every scale and cap.
@@ -109,7 +113,7 @@ class JumpLimiter:
         capped: list[ParamGroup] = []
         moved = wanted = 0.0
         for group, length in lengths.items():
-            factor = self._scales[group]
+            factor = self._scales[group] * (gains or {}).get(group, 1.0)
             size = abs(prediction.scale) * factor * length
             wanted += size * size
             limit = self._config.max_relative_jump * max(self._weight_norms.get(group, 0.0), 0.01 * whole)

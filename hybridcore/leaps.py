@@ -9,13 +9,15 @@ from typing import Any
 
 import attrs
 import numpy as np
+from numpy.typing import NDArray
 
 from hybridcore.config import HybridConfig
+from hybridcore.correction.keeper import CorrectionKeeper
 from hybridcore.counts import Counts
 from hybridcore.errors import HybridCoreError, PluginError, PredictionError
 from hybridcore.history import History
 from hybridcore.jumps import Jump, JumpLimiter
-from hybridcore.probes import FORWARD_COST, ProbeSet
+from hybridcore.probes import FORWARD_COST, ProbeSet, paired_difference
 from hybridcore.protocols import Action, Adapter, Buckets, MeasuringPredictor, Prediction, Predictor
 from hybridcore.reporting import Reporter
 from hybridcore.trials import TrialKeeper
@@ -32,12 +34,20 @@ class Shares:
     Attributes:
         jump: The whole change.
         steps: Shares it is cut into.
+        before: Probe losses before it, for micro-corrections; None without them.
         done: Shares applied.
+        size: Size of each share that is left, over the whole change.
+        applied: What was applied so far, over the whole change.
+        measured: Pairs of `applied` and the loss change measured there.
     """
 
     jump: Jump
     steps: int
+    before: NDArray[np.float64] | None = None
     done: int = 0
+    size: float = attrs.field(default=attrs.Factory(lambda self: 1.0 / self.steps, takes_self=True))
+    applied: float = 0.0
+    measured: list[tuple[float, float]] = attrs.field(factory=list)
 
 
 class Leaps:
@@ -50,6 +60,7 @@ class Leaps:
         history: What predictors go by.
         probes: Held-out examples.
         trials: Opens the trial that a change belongs to.
+        corrections: Corrects changes and watches what becomes of them.
         counts: Counters.
         reporter: Hears of applied changes.
 
@@ -65,11 +76,13 @@ class Leaps:
         history: History,
         probes: ProbeSet,
         trials: TrialKeeper,
+        corrections: CorrectionKeeper,
         counts: Counts,
         reporter: Reporter,
     ) -> None:
         self._adapter, self._config, self._predictors = adapter, config, predictors
         self._history, self._probes, self._trials = history, probes, trials
+        self._corrections = corrections
         self._counts, self._reporter = counts, reporter
         self._limiter = JumpLimiter(adapter.layout, adapter.xp, config.groups)
         self.pending: Shares | None = None
@@ -121,11 +134,20 @@ class Leaps:
         assert trial is not None
         if trial.before is None or trial.jumps > 1:
             return None
-        _, worse = self._trials.compare(trial.before)
+        difference, worse = self._trials.compare(trial.before)
+        self._corrections.measured(difference.mean)
         if worse is not None:
             self._adapter.restore(trial.snapshot)
             self._trials.close()
+            self._corrections.refused()
         return worse
+
+    def spread(self, jump: Jump) -> None:
+        """Leave a change pending, to be applied in shares."""
+        trial = self._trials.trial
+        watched = self._corrections.watches_shares and trial is not None and trial.by == "probe"
+        before = self._trials.probe(None) if watched else None
+        self.pending = Shares(jump, self._config.phases.predict_steps, before)
 
     def share(self, batch: Any) -> float:
         """Apply the next share of the pending change (F21).
@@ -147,16 +169,37 @@ class Leaps:
                 fix="ask `needs_backward` before each batch",
             )
         pending = self.pending
-        pending.jump.apply(self._adapter, 1.0 / pending.steps)
+        self._apply_share(pending, pending.size)
         pending.done += 1
-        self._counts.predicted_steps += max(0.0, pending.jump.horizon) / pending.steps
         loss = math.nan
         every = self._config.phases.forward_every
         if every and pending.done % every == 0:
             loss = float(np.mean(self._adapter.probe_loss(batch)))
             self._counts.cost += FORWARD_COST
+        if self._corrections.micro_due(pending.done):
+            self._micro_correct(pending, batch)
         self._reporter.predicted_step(loss)
         return loss
+
+    def _apply_share(self, pending: Shares, size: float) -> None:
+        pending.jump.apply(self._adapter, size)
+        pending.applied += size
+        self._counts.predicted_steps += max(0.0, pending.jump.horizon) * size
+
+    def _micro_correct(self, pending: Shares, batch: Any) -> None:
+        """Measure where the change has led, and let what is left of it end where the loss is lowest (F31)."""
+        if pending.before is not None:
+            change = paired_difference(self._trials.probe(None), pending.before).mean
+        else:
+            change = float(np.mean(self._adapter.probe_loss(batch))) - self._corrections.level
+            self._counts.cost += FORWARD_COST
+        pending.measured.append((pending.applied, change))
+        target = self._corrections.micro(pending.measured)
+        left = pending.steps - pending.done
+        if left:
+            pending.size = (target - pending.applied) / left
+        else:
+            self._apply_share(pending, target - pending.applied)
 
     def over(self, loss: float) -> str | None:
         """Why the pending change is over, or None: all shares applied, or a loss above the guard."""
@@ -174,7 +217,7 @@ class Leaps:
         """End the pending change as far as it was applied."""
         assert self.pending is not None
         pending, self.pending = self.pending, None
-        self.landed(pending.jump, reason, share=pending.done / pending.steps, continuous=False)
+        self.landed(pending.jump, reason, share=pending.applied, continuous=False)
 
     def drop(self, reason: str) -> None:
         """Drop what is left of a pending change; a trial of which nothing was applied is no trial."""
@@ -202,6 +245,10 @@ class Leaps:
         trial = self._trials.trial
         if trial is not None:
             trial.predicted += abs(jump.horizon) * share
+        if continuous:
+            self._corrections.repeated(jump, trial.predictor if trial is not None else "")
+        else:
+            self._corrections.landed(jump, share)
         self._reporter.jump(jump, trial.predictor if trial is not None else "", reason, share)
 
     def _limited(self, predictor: Predictor, name: str, horizon: float) -> tuple[Jump | None, str]:
@@ -214,7 +261,11 @@ class Leaps:
             prediction = self.prediction(predictor, horizon, trial.continuous)
             if trial.continuous and trial.first_jump is not None:
                 return self._limiter.repeat(prediction, trial.first_jump), ""
-            trial.first_jump = self._limiter.limit(prediction, self._adapter)
+            if trial.continuous:
+                gains = self._corrections.gains(prediction, name)
+            else:
+                prediction, gains = self._corrections.correct(prediction, name)
+            trial.first_jump = self._limiter.limit(prediction, self._adapter, gains)
             return trial.first_jump, ""
         except HybridCoreError as error:
             logger.warning("predictor %r refused: %s", name, error)

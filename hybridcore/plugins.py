@@ -1,4 +1,4 @@
-"""The registry of predictors, controllers, tasks and trackers, built-in and third-party alike.
+"""The registry of predictors, controllers, correctors, tasks and trackers, built-in and third-party alike.
 
 Third-party code is imported when `load_registry` is called, never by ``import hybridcore``, and installing
 a plugin never changes a run: only what the configuration names is used.
@@ -38,6 +38,7 @@ class Registry:
     Attributes:
         predictors: Registry name to predictor class.
         controllers: Registry name to controller class.
+        correctors: Registry name to corrector class.
         tasks: Registry name to task class.
         trackers: Registry name to tracker class.
         records: What became of each plugin, the built-in one first.
@@ -50,6 +51,7 @@ class Registry:
 
     predictors: Mapping[str, type[Any]]
     controllers: Mapping[str, type[Any]]
+    correctors: Mapping[str, type[Any]]
     tasks: Mapping[str, type[Any]]
     trackers: Mapping[str, type[Any]]
     records: tuple[PluginRecord, ...]
@@ -65,6 +67,7 @@ class Registry:
         return cls(
             tables["predictor"],
             tables["controller"],
+            tables["corrector"],
             tables["task"],
             tables["tracker"],
             found.records,
@@ -75,7 +78,7 @@ class Registry:
         """Registry names of a kind, sorted.
 
         Args:
-            kind: ``"predictor"``, ``"controller"``, ``"task"`` or ``"tracker"``.
+            kind: ``"predictor"``, ``"controller"``, ``"corrector"``, ``"task"`` or ``"tracker"``.
 
         Raises:
             PluginError: There is no such kind.
@@ -86,7 +89,7 @@ class Registry:
         """Class of a kind by its registry name.
 
         Args:
-            kind: ``"predictor"``, ``"controller"``, ``"task"`` or ``"tracker"``.
+            kind: ``"predictor"``, ``"controller"``, ``"corrector"``, ``"task"`` or ``"tracker"``.
             name: Registry name.
 
         Raises:

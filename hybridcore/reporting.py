@@ -9,7 +9,7 @@ from hybridcore.config import MetricsConfig
 from hybridcore.counts import Counts
 from hybridcore.events import Event, EventBus
 from hybridcore.jumps import Jump
-from hybridcore.protocols import Outcome, StepRecord
+from hybridcore.protocols import Outcome, Residual, StepRecord
 
 __all__ = ["Reporter"]
 
@@ -96,6 +96,37 @@ class Reporter:
             elapsed=self.clock.elapsed(),
             cost=self._counts.cost,
             reason=reason,
+        )
+
+    def residual(self, residual: Residual) -> None:
+        """A prediction was compared with what came of it."""
+        place = residual.situation
+        self.emit(
+            Event.RESIDUAL,
+            predictor=place.predictor,
+            horizon=place.horizon,
+            loss=place.loss,
+            predicted_change=place.predicted_change,
+            realised_change=residual.realised_change,
+            gains={g.value: r / p if p > 0.0 else 0.0 for g, (r, p) in residual.groups.items()},
+            residual_bytes=residual.weights.nbytes if residual.weights is not None else 0,
+            residual_error=residual.weights.relative_error if residual.weights is not None else 0.0,
+        )
+
+    def correction(
+        self, kind: str, corrector: str, kept: bool, change: float, error: float, factor: float
+    ) -> None:
+        """A change was corrected, or the correction reverted."""
+        word = "kept" if kept else "reverted"
+        self.trace("%s correction by %+.3g %s: loss change %.4g", kind, factor, word, change)
+        self.emit(
+            Event.CORRECTION,
+            kind=kind,
+            corrector=corrector,
+            kept=kept,
+            loss_change=change,
+            loss_change_error=error,
+            factor=factor,
         )
 
     def refused(self, predictor: str, horizon: float, reason: str) -> None:

@@ -183,13 +183,23 @@ class TrialKeeper:
         """Real steps until the open trial's verdict; 0 without one."""
         return max(0, self.trial.settle - self.trial.real_steps) if self.trial is not None else 0
 
+    @property
+    def probe_cost(self) -> tuple[float, float]:
+        """Mean cost of one probe so far, in step equivalents and seconds; one step before the first."""
+        return (self.cost / self._probes.count if self._probes.count else 1.0), self.seconds_per_probe
+
+    @property
+    def probe_batches(self) -> tuple[Any, ...]:
+        """The probe set's batches."""
+        return self._probes.batches
+
     def expected_cost(self, settle: int) -> tuple[float, float]:
         """Most that a trial can cost, in step equivalents and seconds: its probes and its lost steps."""
         probes = 4.0 if self._config.probe.tentative else 2.0
-        per_probe = self.cost / self._probes.count if self._probes.count else 1.0
+        per_probe, seconds = self.probe_cost
         per_step = self._statistics.seconds_per_step
         per_step = per_step if math.isfinite(per_step) else 0.0
-        return probes * per_probe + settle, probes * self.seconds_per_probe + settle * per_step
+        return probes * per_probe + settle, probes * seconds + settle * per_step
 
     def open(self, action: Action, step: int, cost: float, predicted: float) -> Trial:
         """Take the snapshot, and the reference curve where the verdict needs one.

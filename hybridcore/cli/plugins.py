@@ -32,7 +32,7 @@ def _console(file: TextIO | None = None) -> Console:
 
 @app.command(name="list")
 def list_() -> None:
-    """List predictors, controllers, tasks, trackers and frameworks with their origin."""
+    """List predictors, controllers, correctors, tasks, trackers and frameworks with their origin."""
     found = discover()
     table = Table(box=None, pad_edge=False)
     for title in ("name", "kind", "distribution", "version", "status"):
@@ -87,7 +87,8 @@ def _keys(kind: str, name: str, cls: type[Any]) -> Table | Text:
     config = getattr(cls, "Config", None)
     if config is None:
         return Text("No configuration keys.")
-    heading = {"task": "[task]", "tracker": f"[trackers.{name}]"}.get(kind, f"[{kind}.{name}]")
+    homes = {"task": "[task]", "tracker": f"[trackers.{name}]", "corrector": f"[correction.{name}]"}
+    heading = homes.get(kind, f"[{kind}.{name}]")
     table = Table(box=None, pad_edge=False, title=Text(heading), title_justify="left")
     for title in ("key", "type", "default"):
         table.add_column(title, no_wrap=True)
