@@ -38,7 +38,7 @@ def random_network(seed=1, hidden=6, width=4, snapshots=5):
     return NowcastNetwork(arrays, 20.0), arrays
 
 
-def written_out(w, snapshots, windows):
+def written_out(w, snapshots, windows, known=1.0):
     """The docstrings' formulas in float64, one weight at a time."""
     m = np.asarray(snapshots, dtype=np.float64)
     count, size = m.shape
@@ -49,7 +49,7 @@ def written_out(w, snapshots, windows):
     context = [d[i] @ d[i + 1] / (lengths[i] * lengths[i + 1]) for i in range(count - 2)]
     context.append(d[0] @ d[-1] / (lengths[0] * lengths[-1]))
     context += [min(max(math.log(lengths[i + 1] / lengths[i]), -2), 2) for i in range(count - 2)]
-    context += [min(max(math.log(speed / spread) / 5, -2), 2), math.log(size) / 10, 1.0]
+    context += [min(max(math.log(speed / spread) / 5, -2), 2), math.log(size) / 10, known]
     context += [math.log(windows) / 2, (math.log(windows) / 2) ** 2]
     hidden = np.tanh(w["condition.0.weight"] @ context + w["condition.0.bias"])
     made = w["condition.1.weight"] @ hidden + w["condition.1.bias"]
@@ -71,6 +71,14 @@ def test_network_equals_its_formula(windows: float) -> None:
     network, arrays = random_network()
     got, expected = moved(network, path(), windows), written_out(arrays, path(), windows)
     np.testing.assert_allclose(got, expected, rtol=2e-4, atol=2e-5 * np.abs(expected).max())
+
+
+def test_made_up_snapshots_are_straight_and_known_as_such() -> None:
+    network, arrays = random_network()
+    late = path()[2:]
+    made = [late[0] - k * (late[1] - late[0]) for k in (2, 1)]
+    expected = written_out(arrays, [*made, *late], 2.0, known=3 / 5)
+    np.testing.assert_allclose(moved(network, late, 2.0), expected, atol=2e-4 * np.abs(expected).max())
 
 
 def test_three_snapshots_are_enough() -> None:

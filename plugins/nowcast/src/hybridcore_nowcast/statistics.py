@@ -38,6 +38,7 @@ class TensorStatistics:
         std: Its standard deviation.
         speed: Root mean square of all displacements' elements, per snapshot spacing.
         gram: Inner products of the displacements, shape (K - 1, K - 1).
+        known: Share of the K snapshots that were there and not made up.
 
     Example:
         >>> import array_api_compat.numpy as xp
@@ -52,6 +53,7 @@ class TensorStatistics:
     std: float
     speed: float
     gram: NDArray[np.float64]
+    known: float = 1.0
 
     @classmethod
     def of(cls, snapshots: Sequence[Array], xp: ModuleType, chunk: int, count: int = 0) -> TensorStatistics:
@@ -74,13 +76,14 @@ class TensorStatistics:
             products = xp.matmul(steps, xp.matrix_transpose(steps))
             gram += [[float(products[i, j]) for j in range(pairs)] for i in range(pairs)]
         speed = math.sqrt(float(np.trace(gram)) / (pairs * size))
-        return cls(size, mean, math.sqrt(variance), speed, gram)
+        return cls(size, mean, math.sqrt(variance), speed, gram, len(snapshots) / (pairs + 1))
 
     def context(self) -> NDArray[np.float64]:
         """What conditions the network, free of the weights' scale; shape ``(context_size(K),)``.
 
         Cosines of successive displacements and of the first with the last, logarithms of the ratios of their
-        lengths, of the speed over the weights' spread, and of the size, and one constant.
+        lengths, of the speed over the weights' spread, and of the size; and the share of snapshots that are
+        known, since made-up ones look straight.
         """
         lengths = np.sqrt(np.maximum(np.diag(self.gram), _TINY))
         cosines = self.gram / np.outer(lengths, lengths)
@@ -91,6 +94,6 @@ class TensorStatistics:
                 np.diag(cosines, 1),
                 [cosines[0, -1]],
                 ratios,
-                [min(max(relative / 5.0, -2.0), 2.0), math.log(self.size) / 10.0, 1.0],
+                [min(max(relative / 5.0, -2.0), 2.0), math.log(self.size) / 10.0, self.known],
             ]
         )
