@@ -34,7 +34,9 @@ def test_f85_a_predictor_has_a_card(name: str) -> None:
 
 
 def test_f85_each_setting_on_a_card_exists() -> None:
-    for card in CARDS.glob("*.md"):
+    """Cards of plugins are checked by the plugins' own tests."""
+    plugins = {folder.name for folder in (CARDS.parents[2] / "plugins").iterdir() if folder.is_dir()}
+    for card in (c for c in CARDS.glob("*.md") if c.stem not in plugins):
         rows = [line for line in card.read_text(encoding="utf-8").splitlines() if line.startswith("| `")]
         config = getattr(BUILTIN[card.stem], "Config", None)
         known = {f.name for f in attrs.fields(config)} if config is not None else set()

@@ -1,0 +1,1 @@
+"""Predictor `nowcast`: a learned network that continues each weight's recent path."""
