@@ -103,8 +103,8 @@ class History:
         copies = 0
         if "last-update" in self.needs:
             copies += 1
-        if "reach" in self.needs:  # the update before, and where the path began
-            copies += 2
+        if "reach" in self.needs:  # the update before, where the path began, and how far it came
+            copies += 3
         if "window-means" in self.needs:
             copies += 1 + windows
         if "straightness" in self.needs:

@@ -41,10 +41,11 @@ class Reach:
         True
     """
 
-    def __init__(self, xp: ModuleType, *, sample_share: float = 0.04, max_interval: int = 50) -> None:
+    def __init__(self, xp: ModuleType, *, sample_share: float = 0.08, max_interval: int = 50) -> None:
         self._xp = xp
         self._share, self._max_interval = sample_share, max_interval
         self._origin: Buckets | None = None
+        self._work: Buckets | None = None
         self._sum = 0.0
         self._distance = 0.0
         self._counted = 0
@@ -87,12 +88,19 @@ class Reach:
         self._sum += squared * (step - self._counted)
         self._counted = step
         self._samples += 1
-        now = adapter.read_params()
-        gap = norm(tuple(a - b for a, b in zip(now, self._origin, strict=True)), self._xp)
+        gap = norm(self._moved(adapter, self._origin), self._xp)
         if math.isfinite(gap):
             self._distance = max(self._distance, gap)
         if self._sum > 0.0:
             self.horizon = self._distance / math.sqrt(self._sum)
+
+    def _moved(self, adapter: Adapter, origin: Buckets) -> Buckets:
+        """The path's displacement so far, in a buffer of its own that the next call overwrites."""
+        self._work = adapter.read_params(self._work)
+        gap = list(self._work)
+        for i, start in enumerate(origin):
+            gap[i] -= start  # in place where arrays can be written to
+        return tuple(gap)
 
     def state_dict(self) -> dict[str, Any]:
         """The numbers, without the origin, as plain data."""
