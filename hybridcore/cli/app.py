@@ -18,6 +18,9 @@ app.command("hybridcore.cli.run:run", name="run", help="Train one task and recor
 app.command(
     "hybridcore.cli.compare:compare", name="compare", help="Train baseline, hybrid and controls, paired."
 )
+app.command(
+    "hybridcore.cli.compare_runs:compare_runs", name="compare-runs", help="Put recorded runs side by side."
+)
 app.command("hybridcore.cli.report:report", name="report", help="Tables and figures of recorded runs.")
 app.command("hybridcore.cli.config:app", name="config", help="Write, check and show configurations.")
 app.command("hybridcore.cli.plugins:app", name="plugins", help="List, show and check installed plugins.")
