@@ -32,6 +32,7 @@ plugin's table is read, but all of them are checked.
 KINDS = (
     ("controllers", "Controllers", "controller", "[controller.{}]"),
     ("predictors", "Predictors", "predictor", "[predictor.{}]"),
+    ("dynamics", "Dynamics models", "dynamics", "[dynamics.{}]"),
     ("tasks", "Tasks", "task", '[task] with name = "{}"'),
 )
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from hybridcore.hookspecs import hookimpl
 
-__all__ = ["CONTROLLERS", "PREDICTORS", "TASKS", "TRACKERS"]
+__all__ = ["CONTROLLERS", "DYNAMICS", "PREDICTORS", "TASKS", "TRACKERS"]
 
 PREDICTORS: tuple[str, ...] = (
     "hybridcore.predictors.last_update:LastUpdate",
@@ -28,6 +28,11 @@ CONTROLLERS: tuple[str, ...] = (
     "hybridcore.controllers.fixed:Fixed",
     "hybridcore.controllers.credit:Credit",
     "hybridcore.controllers.linucb:LinUcb",
+)
+DYNAMICS: tuple[str, ...] = (
+    "hybridcore.dynamics.linear:Linear",
+    "hybridcore.dynamics.mlp:Mlp",
+    "hybridcore.dynamics.rssm:Rssm",
 )
 TASKS: tuple[str, ...] = (
     "hybridcore.tasks.quadratic:QuadraticTask",
@@ -54,6 +59,12 @@ def hybridcore_predictors() -> list[type[Any]]:
 def hybridcore_controllers() -> list[type[Any]]:
     """Controllers of `hybridcore.controllers`."""
     return _load(CONTROLLERS)
+
+
+@hookimpl
+def hybridcore_dynamics() -> list[type[Any]]:
+    """Dynamics models of `hybridcore.dynamics`."""
+    return _load(DYNAMICS)
 
 
 @hookimpl

@@ -12,6 +12,7 @@ __all__ = [
     "hookimpl",
     "hookspec",
     "hybridcore_controllers",
+    "hybridcore_dynamics",
     "hybridcore_predictors",
     "hybridcore_tasks",
     "hybridcore_trackers",
@@ -37,6 +38,12 @@ def hybridcore_controllers() -> list[type[Any]]:
 
 
 @hookspec
+def hybridcore_dynamics() -> list[type[Any]]:
+    """Return dynamics model classes."""
+    raise AssertionError("a specification is never called")
+
+
+@hookspec
 def hybridcore_tasks() -> list[type[Any]]:
     """Return task classes."""
     raise AssertionError("a specification is never called")
@@ -51,6 +58,7 @@ def hybridcore_trackers() -> list[type[Any]]:
 HOOKS = {
     "hybridcore_predictors": "predictor",
     "hybridcore_controllers": "controller",
+    "hybridcore_dynamics": "dynamics",
     "hybridcore_tasks": "task",
     "hybridcore_trackers": "tracker",
 }

@@ -12,13 +12,22 @@ import attrs
 
 from hybridcore.errors import ApiVersionError, PluginError
 from hybridcore.history import NEEDS
-from hybridcore.protocols import API_VERSION, Controller, MeasuringPredictor, Predictor, Task, Tracker
+from hybridcore.protocols import (
+    API_VERSION,
+    Controller,
+    Dynamics,
+    MeasuringPredictor,
+    Predictor,
+    Task,
+    Tracker,
+)
 
 __all__ = ["PROTOCOLS", "check_class", "did_you_mean", "protocol_methods"]
 
 PROTOCOLS: dict[str, type[Any]] = {
     "predictor": Predictor,
     "controller": Controller,
+    "dynamics": Dynamics,
     "task": Task,
     "tracker": Tracker,
 }

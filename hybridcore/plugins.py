@@ -38,6 +38,7 @@ class Registry:
     Attributes:
         predictors: Registry name to predictor class.
         controllers: Registry name to controller class.
+        dynamics: Registry name to dynamics model class.
         tasks: Registry name to task class.
         trackers: Registry name to tracker class.
         records: What became of each plugin, the built-in one first.
@@ -50,6 +51,7 @@ class Registry:
 
     predictors: Mapping[str, type[Any]]
     controllers: Mapping[str, type[Any]]
+    dynamics: Mapping[str, type[Any]]
     tasks: Mapping[str, type[Any]]
     trackers: Mapping[str, type[Any]]
     records: tuple[PluginRecord, ...]
@@ -65,6 +67,7 @@ class Registry:
         return cls(
             tables["predictor"],
             tables["controller"],
+            tables["dynamics"],
             tables["task"],
             tables["tracker"],
             found.records,
@@ -75,7 +78,7 @@ class Registry:
         """Registry names of a kind, sorted.
 
         Args:
-            kind: ``"predictor"``, ``"controller"``, ``"task"`` or ``"tracker"``.
+            kind: ``"predictor"``, ``"controller"``, ``"dynamics"``, ``"task"`` or ``"tracker"``.
 
         Raises:
             PluginError: There is no such kind.
@@ -86,7 +89,7 @@ class Registry:
         """Class of a kind by its registry name.
 
         Args:
-            kind: ``"predictor"``, ``"controller"``, ``"task"`` or ``"tracker"``.
+            kind: ``"predictor"``, ``"controller"``, ``"dynamics"``, ``"task"`` or ``"tracker"``.
             name: Registry name.
 
         Raises:
@@ -120,7 +123,7 @@ class Registry:
                 expected=f"one of {', '.join(PROTOCOLS)}",
                 fix=did_you_mean(kind, PROTOCOLS, "use one of these kinds"),
             )
-        table: Mapping[str, type[Any]] = getattr(self, f"{kind}s")
+        table: Mapping[str, type[Any]] = getattr(self, kind if kind == "dynamics" else f"{kind}s")
         return table
 
 

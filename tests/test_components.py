@@ -37,6 +37,7 @@ class Plain:
 REGISTRY = SimpleNamespace(
     predictors={"drift": Drift, "last-update": Plain},
     controllers={"threshold": Plain, "credit": Plain},
+    dynamics={"drift": Drift},
     tasks={"digits-mlp": Drift},
 )
 

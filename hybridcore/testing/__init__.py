@@ -9,6 +9,7 @@ _EXPORTS = {
     "AdapterContract": "hybridcore.testing.adapter_contract",
     "AdapterFixture": "hybridcore.testing.adapter_contract",
     "Backend": "hybridcore.testing.backends",
+    "DynamicsContract": "hybridcore.testing.dynamics_contract",
     "PredictorContract": "hybridcore.testing.predictor_contract",
     "TrajectoryAdapter": "hybridcore.testing.trajectories",
     "synthetic_history": "hybridcore.testing.trajectories",
@@ -17,6 +18,7 @@ _EXPORTS = {
 if TYPE_CHECKING:
     from hybridcore.testing.adapter_contract import AdapterContract, AdapterFixture
     from hybridcore.testing.backends import Backend
+    from hybridcore.testing.dynamics_contract import DynamicsContract
     from hybridcore.testing.predictor_contract import PredictorContract
     from hybridcore.testing.trajectories import TrajectoryAdapter, synthetic_history
 
@@ -24,6 +26,7 @@ __all__ = [
     "AdapterContract",
     "AdapterFixture",
     "Backend",
+    "DynamicsContract",
     "PredictorContract",
     "TrajectoryAdapter",
     "synthetic_history",
