@@ -30,6 +30,8 @@ TOLERANCE = 2.0
 """Running deviations that the last loss of a rollout may miss its forecast by; what confidence is about."""
 SETTLED = 8
 """Losses until level and scale are worth learning from."""
+FARTHEST = 6.0
+"""Normalised forecasts end here, some 400 running deviations away: beyond lies extrapolation only."""
 INPUTS = len(FEATURE_NAMES) + 2
 """Features, and where the newest loss and its trend lie, see `LossLevel.position`."""
 STARTS = 8
@@ -65,7 +67,7 @@ class Forecast:
 
     def in_units(self, level: Floats, scale: Floats) -> tuple[Floats, Floats, Floats]:
         """Mean and variances of the loss itself, by the slope of the map at the mean (delta method)."""
-        mean = symexp(self.mean)
+        mean = symexp(np.clip(self.mean, -FARTHEST, FARTHEST))
         slope = (scale[:, None] * (1.0 + np.abs(mean))) ** 2
         return level[:, None] + scale[:, None] * mean, slope * self.epistemic, slope * self.aleatoric
 

@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 
 __all__ = ["LossLevel", "symexp", "symlog"]
 
-RATE = 1.0 / 16.0
+RATE, SLOW = 1.0 / 16.0, 1.0 / 32.0
+"""Of the averages of the loss, and of its deviation."""
 
 
 def symlog(x: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -41,10 +42,10 @@ class LossLevel:
 
     Example:
         >>> level = LossLevel()
-        >>> for step in range(400):
+        >>> for step in range(900):
         ...     level.observe(10.0 - 0.01 * step)
-        >>> round(level.level, 6), round(level.scale, 6)
-        (6.01, 0.16)
+        >>> round(level.level, 6), round(level.scale, 3)
+        (1.01, 0.16)
     """
 
     def __init__(self) -> None:
@@ -61,8 +62,8 @@ class LossLevel:
             self._deviation = 0.0
             return
         # The deviation's average starts empty; its weight undoes the pull to zero.
-        self._deviation += RATE * (abs(loss - self._first) - self._deviation)
-        self._weight += RATE * (1.0 - self._weight)
+        self._deviation += SLOW * (abs(loss - self._first) - self._deviation)
+        self._weight += SLOW * (1.0 - self._weight)
         self._first += RATE * (loss - self._first)
         self._second += RATE * (self._first - self._second)
 

@@ -25,7 +25,7 @@ from hybridcore.dynamics.layers import (
 )
 from hybridcore.protocols import API_VERSION
 
-__all__ = ["Mlp", "MlpOptions", "mlp_loss", "mlp_weights"]
+__all__ = ["Mlp", "MlpOptions", "mlp_forward", "mlp_loss", "mlp_weights"]
 
 
 def _widths(instance: Any, attribute: Any, value: Any) -> None:
@@ -205,6 +205,11 @@ def mlp_loss(
         if slope is not None:
             back = back * slope
     return total, gradients
+
+
+def mlp_forward(params: Arrays, x: Array, activation: str, xp: ModuleType) -> Array:
+    """Outputs without dropout, shape (members, batch, n_out)."""
+    return _forward(params, x, activation, [], xp)[0]
 
 
 def _forward(

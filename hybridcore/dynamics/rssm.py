@@ -169,13 +169,15 @@ class Rssm(OnlineModel):
         x = symlog(features.astype(np.float64))
         h, z, _ = self._core.start(self._params, many(x[:, 0]), noise())
         for t in range(o.context):
-            h, _, _, _, _ = self._core.advance(self._params, h, z, many(actions[:, t]), noise())
+            h, _, _, _, _ = self._core.advance(
+                self._params, h, z, many(actions[:, t]), noise(), many(x[:, t])
+            )
             z, _ = self._core.observe(self._params, h, many(x[:, t + 1]), noise())
         real = many(np.broadcast_to(self._encoder.real_step, actions[:, -1].shape))
-        action = many(actions[:, -1])
+        action, newest = many(actions[:, -1]), many(x[:, -1])
         steps, raws = [], []
         for _ in range(horizon):
-            h, z, step, raw, _ = self._core.advance(self._params, h, z, action, noise())
+            h, z, step, raw, _ = self._core.advance(self._params, h, z, action, noise(), newest)
             steps.append(to_numpy(step).astype(np.float64))
             raws.append(to_numpy(raw).astype(np.float64))
             action = real

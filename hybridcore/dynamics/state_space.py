@@ -2,7 +2,10 @@
 
 State: a GRU's h and a categorical z. One tick, from action a::
 
-    h' = GRU([z, a], h)      prior p(z' | h')      posterior q(z' | h', x')      head(h', z') -> step, noise
+    h' = GRU([z, a], h)    prior p(z' | h')    posterior q(z' | h', x')    head(h', z', x) -> step, noise
+
+x are the newest features seen. Without them in the head, all that it knows goes through saturating units and
+a few categories: it could neither tell fine differences nor how far features lie from all it has learned on.
 
 Arrays carry axes (members, batch, ...); members share nothing, the heads included.
 """
@@ -69,7 +72,7 @@ class Sizes:
             "prior_in": (d, n),
             "prior_out": (n, z),
             "posterior": (d + n, z),
-            "trunk": (d + z, n),
+            "trunk": (d + z + self.features, n),
             "head": (n, 2),
             "decoder": (d + z, self.features),
         }
@@ -149,9 +152,9 @@ class StateSpace:
         return h, z, (kept, probabilities)
 
     def advance(
-        self, p: Arrays, h: Array, z: Array, action: Array, noise: Array
+        self, p: Arrays, h: Array, z: Array, action: Array, noise: Array, seen: Array
     ) -> tuple[Array, Array, Array, Array, Any]:
-        """One tick without features.
+        """One tick without new features; `seen` are the newest ones.
 
         Returns:
             h', z' from the prior, step and raw log variance of the head, and what the backward pass needs.
@@ -163,7 +166,7 @@ class StateSpace:
         inner, inner_slope = _silu(dense(h, p["prior_in"], p["prior_in_b"], xp), xp)
         logits = dense(inner, p["prior_out"], p["prior_out_b"], xp)
         z, probabilities = sample(logits, noise, self.sizes.classes, xp)
-        state = xp.concat([h, z], axis=-1)
+        state = xp.concat([h, z, seen], axis=-1)
         trunk, trunk_slope = _silu(dense(state, p["trunk"], p["trunk_b"], xp), xp)
         out = dense(trunk, p["head"], p["head_b"], xp)
         kept = (
@@ -221,7 +224,9 @@ class StateSpace:
         for t in range(ticks):
             closed = t < context
             z_in = z
-            h, z, step, raw, kept = self.advance(p, h, z, actions[t, ...], noise[t, ...])
+            h, z, step, raw, kept = self.advance(
+                p, h, z, actions[t, ...], noise[t, ...], x[min(t, context), ...]
+            )
             so_far = step if closed or so_far is None else so_far + step
             size = xp.abs(so_far)
             mean = xp.sign(so_far) * xp.log1p(size)
@@ -281,7 +286,8 @@ class StateSpace:
             d_trunk = back("head", xp.concat([d_sum, d_raw], axis=-1), trunk) * trunk_slope
             d_state = back("trunk", d_trunk, state)
             dh = dh + d_state[..., :d]
-            d_logits = sample_backward(dz_prior + d_state[..., d:] + d_prior, prior, self.sizes.classes, xp)
+            dz_prior = dz_prior + d_state[..., d : d + self.sizes.latent] + d_prior
+            d_logits = sample_backward(dz_prior, prior, self.sizes.classes, xp)
             d_inner = back("prior_out", d_logits, inner) * inner_slope
             dh = dh + back("prior_in", d_inner, h_new)
             d_entered, h_next, gru_grads = gru_backward(dh, tick.gru, p, xp)

@@ -22,11 +22,9 @@ def recorded(kind, steps=400, seed=0):
         adapter, batches, _ = clouds(seed, optimizer=OptimizerSpec("adam", 0.01))
     else:
         adapter, batches = bowl(seed, noise=0.3, optimizer=OptimizerSpec("momentum", 0.01)), iter(int, 1)
-    results = [
-        (adapter.train_step(next(batches)), adapter.learning_rate, adapter.moments()) for _ in range(steps)
-    ]
-    losses = np.array([r.loss for r, _, _ in results])
-    return losses, featured(losses, [r.grad_norm for r, _, _ in results], [m for _, _, m in results])
+    results = [(adapter.train_step(next(batches)), adapter.moments()) for _ in range(steps)]
+    losses = np.array([result.loss for result, _ in results])
+    return losses, featured(losses, [r.grad_norm for r, _ in results], [m for _, m in results])
 
 
 def featured(losses, norms=None, moments=None):
