@@ -43,12 +43,12 @@ class Adam:
         self._second: Arrays = {}
         self._steps = 0
 
-    def __call__(self, params: Arrays, gradients: Arrays, xp: ModuleType) -> Arrays:
-        """The parameters after one step; leaves its arguments as they are."""
+    def __call__(self, params: Arrays, gradients: Arrays, xp: ModuleType, share: float = 1.0) -> Arrays:
+        """The parameters after one step of this share of the rate; leaves its arguments as they are."""
         self._steps += 1
         b1, b2 = 0.9, 0.999
         correction = (1.0 - b2**self._steps) ** 0.5
-        rate = self._rate * correction / (1.0 - b1**self._steps)
+        rate = share * self._rate * correction / (1.0 - b1**self._steps)
         norms = None
         for g in gradients.values():
             square = xp.sum(g * g, axis=(1, 2), keepdims=True)

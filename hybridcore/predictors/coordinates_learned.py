@@ -124,9 +124,9 @@ class MlpCoordinates(_Learned):
         x = np.broadcast_to(inputs, (MEMBERS, *inputs.shape)).astype(np.float32)
         y = np.broadcast_to(target[:, None], (MEMBERS, len(target), 1)).astype(np.float32)
         ones = np.ones_like(y)
-        for _ in range(self.updates):
+        for k in range(self.updates):
             _, gradients = mlp_loss(self._params, x, y, ones, "tanh", self._ridge * 1e-2, [], xp)
-            self._params = self._adam(self._params, gradients, xp)
+            self._params = self._adam(self._params, gradients, xp, 1.0 - k / self.updates)
 
     def _follow(self, paths: Matrix, count: int) -> Matrix:
         for _ in range(count):
@@ -179,13 +179,13 @@ class RssmCoordinates(_Learned):
         y = np.broadcast_to(targets[:, None, :, None], shape)
         weights = np.full(shape, 1.0 / (ticks * rows), np.float32)
         actions = np.zeros(shape, np.float32)
-        for _ in range(self.updates):
+        for k in range(self.updates):
             noise = gumbel(self._rng, (ticks + context + 1, MEMBERS, rows, self._sizes.latent))
             data = (x.astype(np.float32), actions, y.astype(np.float32), weights, noise)
             _, gradients = core.loss(self._params, *data, context, self._objective)
             for name in self._sizes.shapes():
                 gradients[name] = gradients[name] + self._ridge * 1e-2 * self._params[name]
-            self._params = self._adam(self._params, gradients, xp)
+            self._params = self._adam(self._params, gradients, xp, 1.0 - k / self.updates)
 
     def _follow(self, paths: Matrix, count: int) -> Matrix:
         core, draws = StateSpace(self._sizes, xp), np.random.default_rng(0)
