@@ -36,7 +36,7 @@ class Conformal:
         True
     """
 
-    def __init__(self, horizons: Sequence[int], memory: int = 200) -> None:
+    def __init__(self, horizons: Sequence[int], memory: int = 64) -> None:
         self.horizons, self._memory = tuple(horizons), memory
         self._scores: dict[int, deque[float]] = {j: deque(maxlen=memory) for j in self.horizons}
 
