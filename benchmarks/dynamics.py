@@ -68,10 +68,10 @@ class Result:
     error: Any
 
 
-def record(task: str, steps: int) -> Recording:
+def record(task: str, steps: int, seed: int) -> Recording:
     """Train without prediction."""
     cls = load_registry().get("task", task)
-    problem = cls(cls.Config(**TASKS[task])).problem(seed=0)
+    problem = cls(cls.Config(**TASKS[task])).problem(seed=seed)
     run = load_framework("torch").build(problem, "cpu")
     statistics, losses, rows, examples = Statistics(), [], [], 0
     started = time.perf_counter()
@@ -199,6 +199,7 @@ def main() -> None:
     parser.add_argument("--task", action="append", choices=list(TASKS))
     parser.add_argument("--model", action="append", default=None)
     parser.add_argument("--steps", type=int, default=3000)
+    parser.add_argument("--seed", type=int, default=0, help="of the recorded runs")
     parser.add_argument("--quick", action="store_true", help="1000 steps")
     parser.add_argument("--figure", type=Path, default=Path("dynamics.png"))
     options = parser.parse_args()
@@ -210,7 +211,7 @@ def main() -> None:
     )
     results = []
     for task in options.task or TASKS:
-        recording = record(task, int(steps * STEPS.get(task, 1.0)))
+        recording = record(task, int(steps * STEPS.get(task, 1.0)), options.seed)
         for name in options.model or ("linear", "mlp", "rssm"):
             r = play(recording, name)
             results.append(r)
