@@ -34,15 +34,18 @@ class ActionEncoder:
         self._phases = {phase: i for i, phase in enumerate(Phase)}
         self._places = {name: len(self._phases) + i for i, name in enumerate(self.predictors)}
         self.size = len(self._phases) + len(self.predictors) + 1
-        self.real_step = self.encode(Action(Phase.FULL, 1, ""))
+        rows = np.eye(len(self._phases), self.size, dtype=np.float32)
+        self._plain = dict(zip(Phase, rows, strict=True))
+        self.real_step = self._plain[Phase.FULL]
 
     def encode(self, action: Action) -> NDArray[np.float32]:
         """Vector of an action, shape ``(size,)``."""
+        if action.phase is not Phase.PREDICT:
+            return self._plain[action.phase]
         vector = np.zeros(self.size, np.float32)
         vector[self._phases[action.phase]] = 1.0
         place = self._places.get(action.predictor or "")
-        if action.phase is Phase.PREDICT:
-            if place is not None:
-                vector[place] = 1.0
-            vector[-1] = math.copysign(math.log1p(abs(action.horizon)), action.horizon)
+        if place is not None:
+            vector[place] = 1.0
+        vector[-1] = math.copysign(math.log1p(abs(action.horizon)), action.horizon)
         return vector

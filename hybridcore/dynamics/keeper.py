@@ -44,7 +44,7 @@ class DynamicsKeeper:
         >>> from hybridcore.dynamics.linear import Linear
         >>> model = Linear()
         >>> model.reset([], np.random.default_rng(0), xp, 1 << 24)
-        >>> keeper = DynamicsKeeper(model, DynamicsConfig(name="linear", stride=1), parameters=100_000)
+        >>> keeper = DynamicsKeeper(model, DynamicsConfig(name="linear", stride=1), parameters=10**8)
         >>> real_step = Action(Phase.FULL, 1, "")
         >>> for step in range(1, 41):
         ...     record = StepRecord(step, Phase.FULL, 1.0 / step, 1.0, 0.1, 0.01)

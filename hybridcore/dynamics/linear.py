@@ -10,7 +10,7 @@ import numpy as np
 
 from hybridcore.config import between
 from hybridcore.dynamics.adam import to_numpy
-from hybridcore.dynamics.base import DynamicsOptions, Floats, Forecast, OnlineModel, Singles
+from hybridcore.dynamics.base import CALL, DynamicsOptions, Floats, Forecast, OnlineModel, Singles
 from hybridcore.protocols import API_VERSION
 
 __all__ = ["Linear", "LinearOptions"]
@@ -126,9 +126,9 @@ class Linear(OnlineModel):
 
     @property
     def flops_per_update(self) -> float:
-        """Products of the regressors of one chunk, and one inverse, for each horizon."""
+        """Products of the regressors of one chunk, and one inverse, for each horizon; about 40 calls each."""
         count, size, _ = self._squares.shape
-        return float(count * (2.0 * CHUNK * size**2 + 2.0 * size**3))
+        return float(count * (2.0 * CHUNK * size**2 + 2.0 * size**3 + 40 * CALL))
 
     def _model_bytes(self) -> int:
         count, size, _ = self._squares.shape

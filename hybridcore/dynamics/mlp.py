@@ -12,7 +12,7 @@ import numpy as np
 
 from hybridcore.config import between, choice
 from hybridcore.dynamics.adam import Adam, to_numpy
-from hybridcore.dynamics.base import DynamicsOptions, Floats, Forecast, OnlineModel, Singles
+from hybridcore.dynamics.base import CALL, DynamicsOptions, Floats, Forecast, OnlineModel, Singles
 from hybridcore.dynamics.layers import (
     ACTIVATIONS,
     LOG_VARIANCE,
@@ -139,8 +139,10 @@ class Mlp(OnlineModel):
 
     @property
     def flops_per_update(self) -> float:
-        """Forward and backward products of one batch, and Adam."""
-        return float(self.options.members * self._macs * (6.0 * self.options.batch + 12.0))
+        """Products of one batch, and Adam; about 60 calls per layer and 25 per member."""
+        o = self.options
+        calls = 60 * self._layers + 25 * o.members
+        return float(o.members * self._macs * (6.0 * o.batch + 12.0) + calls * CALL)
 
     def _model_bytes(self) -> int:
         return 3 * 4 * sum(int(np.prod(a.shape)) for a in self._params.values())

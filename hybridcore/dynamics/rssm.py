@@ -10,7 +10,7 @@ import numpy as np
 
 from hybridcore.config import between
 from hybridcore.dynamics.adam import Adam, to_numpy
-from hybridcore.dynamics.base import DynamicsOptions, Forecast, OnlineModel, Singles
+from hybridcore.dynamics.base import CALL, DynamicsOptions, Forecast, OnlineModel, Singles
 from hybridcore.dynamics.categorical import gumbel
 from hybridcore.dynamics.layers import LOG_VARIANCE, Array
 from hybridcore.dynamics.level import symlog
@@ -193,10 +193,12 @@ class Rssm(OnlineModel):
 
     @property
     def flops_per_update(self) -> float:
-        """Forward and backward products of all ticks of one batch, and Adam."""
+        """Forward and backward products of all ticks of one batch, and Adam; about 170 calls per tick."""
         o = self.options
         macs = sum(a * b for a, b in self._sizes.shapes().values())
-        return float(o.members * macs * (6.0 * o.batch * (o.context + o.longest) + 12.0))
+        ticks = o.context + o.longest
+        calls = 170 * ticks + 15 * len(self._params)
+        return float(o.members * macs * (6.0 * o.batch * ticks + 12.0) + calls * CALL)
 
     def _model_bytes(self) -> int:
         return 3 * 4 * sum(int(np.prod(a.shape)) for a in self._params.values())

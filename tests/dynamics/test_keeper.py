@@ -55,7 +55,7 @@ class Kept(Engine):
             self.keeper.at_boundary(seconds, steps, examples=result.n_examples)
 
 
-def run(steps=240, *, seed=0, name="linear", options=None, parameters=100_000, **table):
+def run(steps=240, *, seed=0, name="linear", options=None, parameters=10**8, **table):
     """A driven engine with its keeper."""
     dynamics = DynamicsConfig(name=name, options={name: options or {}}, **{"stride": 1, **table})
     config = attrs.evolve(configure(), dynamics=dynamics)
