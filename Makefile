@@ -14,7 +14,7 @@ PREDICT ?=
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test test-core test-torch test-nowcast lint bench bench-predict clean
+.PHONY: help venv demo test test-core test-torch test-nowcast lint bench bench-predict bench-dynamics clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -64,6 +64,9 @@ bench: $(STAMP)  ## measure the engine's bookkeeping, a quick round
 
 bench-predict: $(STAMP)  ## measure what prediction gains against the learning rate, about ten minutes
 	$(BIN)/python -m benchmarks.predict $(PREDICT)
+
+bench-dynamics: $(STAMP)  ## measure what the dynamics models know about recorded runs, a quick round
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/dynamics.py --quick
 
 clean:  ## remove the environments, caches and build output, but no runs
 	rm -rf $(VENV) .venv-* build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

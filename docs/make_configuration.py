@@ -33,6 +33,7 @@ KINDS = (
     ("controllers", "Controllers", "controller", "[controller.{}]"),
     ("predictors", "Predictors", "predictor", "[predictor.{}]"),
     ("correctors", "Correctors", "corrector", "[correction.{}]"),
+    ("dynamics", "Dynamics models", "dynamics", "[dynamics.{}]"),
     ("tasks", "Tasks", "task", '[task] with name = "{}"'),
 )
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from hybridcore.hookspecs import hookimpl
 
-__all__ = ["CONTROLLERS", "CORRECTORS", "PREDICTORS", "TASKS", "TRACKERS"]
+__all__ = ["CONTROLLERS", "CORRECTORS", "DYNAMICS", "PREDICTORS", "TASKS", "TRACKERS"]
 
 PREDICTORS: tuple[str, ...] = (
     "hybridcore.predictors.last_update:LastUpdate",
@@ -33,6 +33,11 @@ CORRECTORS: tuple[str, ...] = (
     "hybridcore.correction.none:NoCorrection",
     "hybridcore.correction.loss_level:LossLevel",
     "hybridcore.correction.gains:Gains",
+)
+DYNAMICS: tuple[str, ...] = (
+    "hybridcore.dynamics.linear:Linear",
+    "hybridcore.dynamics.mlp:Mlp",
+    "hybridcore.dynamics.rssm:Rssm",
 )
 TASKS: tuple[str, ...] = (
     "hybridcore.tasks.quadratic:QuadraticTask",
@@ -65,6 +70,12 @@ def hybridcore_controllers() -> list[type[Any]]:
 def hybridcore_correctors() -> list[type[Any]]:
     """Correctors of `hybridcore.correction`."""
     return _load(CORRECTORS)
+
+
+@hookimpl
+def hybridcore_dynamics() -> list[type[Any]]:
+    """Dynamics models of `hybridcore.dynamics`."""
+    return _load(DYNAMICS)
 
 
 @hookimpl

@@ -35,6 +35,11 @@ class Classes(Protocol):
         ...
 
     @property
+    def dynamics(self) -> Mapping[str, type[Any]]:
+        """Dynamics model classes."""
+        ...
+
+    @property
     def tasks(self) -> Mapping[str, type[Any]]:
         """Task classes."""
         ...
@@ -110,6 +115,8 @@ def check_config(
         problems += _check_named(data, "controller", registry.controllers, defaults.controller.name)
         problems += _check_named(data, "predictor", registry.predictors, defaults.predictor.name)
         problems += _check_named(data, "correction", registry.correctors, defaults.correction.name)
+        models = {"none": type(None), **registry.dynamics}
+        problems += _check_named(data, "dynamics", models, defaults.dynamics.name)
         problems += _check_task(data, registry, defaults.task.name)
     if config is None or problems:
         where = origin if isinstance(source, Mapping) else str(source)

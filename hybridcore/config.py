@@ -13,6 +13,7 @@ __all__ = [
     "BudgetConfig",
     "ControllerConfig",
     "CorrectionConfig",
+    "DynamicsConfig",
     "GroupsConfig",
     "HistoryConfig",
     "HybridConfig",
@@ -143,6 +144,30 @@ class PredictorConfig:
     """
 
     name: str = "last-update"
+    options: dict[str, dict[str, Any]] = attrs.field(factory=dict)
+
+
+@attrs.frozen(kw_only=True)
+class DynamicsConfig:
+    """Table ``[dynamics]``: the model that foretells the loss; ``[dynamics.<name>]`` holds its own keys.
+
+    Attributes:
+        name: Registry name; ``"none"`` keeps no model.
+        stride: Real steps per observation; features are worked out at every this many steps only.
+        share: Share of the run's cost that training the model may take.
+        max_updates: Most training updates at one phase boundary.
+        count_seconds: Hold the share in wall-clock seconds as well as in floating-point operations. Without
+            it no decision depends on a clock, and the same seed gives the same run (F72).
+        memory_budget_mib: Upper bound in MiB for the model, its optimizer and all it remembers (F51).
+        options: Own tables by registry name.
+    """
+
+    name: str = "none"
+    stride: int = attrs.field(default=2, validator=between(1))
+    share: float = attrs.field(default=0.005, validator=between(0.0, 1.0))
+    max_updates: int = attrs.field(default=32, validator=between(0))
+    count_seconds: bool = False
+    memory_budget_mib: float = attrs.field(default=50.0, validator=between(0.0, low_open=True))
     options: dict[str, dict[str, Any]] = attrs.field(factory=dict)
 
 
@@ -323,6 +348,7 @@ class HybridConfig:
     phases: PhasesConfig = attrs.field(factory=PhasesConfig)
     controller: ControllerConfig = attrs.field(factory=ControllerConfig)
     predictor: PredictorConfig = attrs.field(factory=PredictorConfig)
+    dynamics: DynamicsConfig = attrs.field(factory=DynamicsConfig)
     correction: CorrectionConfig = attrs.field(factory=CorrectionConfig)
     probe: ProbeConfig = attrs.field(factory=ProbeConfig)
     verdict: VerdictConfig = attrs.field(factory=VerdictConfig)

@@ -16,6 +16,7 @@ from hybridcore.protocols import (
     API_VERSION,
     Controller,
     Corrector,
+    Dynamics,
     MeasuringPredictor,
     Predictor,
     Task,
@@ -28,6 +29,7 @@ PROTOCOLS: dict[str, type[Any]] = {
     "predictor": Predictor,
     "controller": Controller,
     "corrector": Corrector,
+    "dynamics": Dynamics,
     "task": Task,
     "tracker": Tracker,
 }

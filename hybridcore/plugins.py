@@ -39,6 +39,7 @@ class Registry:
         predictors: Registry name to predictor class.
         controllers: Registry name to controller class.
         correctors: Registry name to corrector class.
+        dynamics: Registry name to dynamics model class.
         tasks: Registry name to task class.
         trackers: Registry name to tracker class.
         records: What became of each plugin, the built-in one first.
@@ -52,6 +53,7 @@ class Registry:
     predictors: Mapping[str, type[Any]]
     controllers: Mapping[str, type[Any]]
     correctors: Mapping[str, type[Any]]
+    dynamics: Mapping[str, type[Any]]
     tasks: Mapping[str, type[Any]]
     trackers: Mapping[str, type[Any]]
     records: tuple[PluginRecord, ...]
@@ -68,6 +70,7 @@ class Registry:
             tables["predictor"],
             tables["controller"],
             tables["corrector"],
+            tables["dynamics"],
             tables["task"],
             tables["tracker"],
             found.records,
@@ -78,7 +81,8 @@ class Registry:
         """Registry names of a kind, sorted.
 
         Args:
-            kind: ``"predictor"``, ``"controller"``, ``"corrector"``, ``"task"`` or ``"tracker"``.
+            kind: ``"predictor"``, ``"controller"``, ``"corrector"``, ``"dynamics"``, ``"task"`` or
+                ``"tracker"``.
 
         Raises:
             PluginError: There is no such kind.
@@ -89,7 +93,8 @@ class Registry:
         """Class of a kind by its registry name.
 
         Args:
-            kind: ``"predictor"``, ``"controller"``, ``"corrector"``, ``"task"`` or ``"tracker"``.
+            kind: ``"predictor"``, ``"controller"``, ``"corrector"``, ``"dynamics"``, ``"task"`` or
+                ``"tracker"``.
             name: Registry name.
 
         Raises:
@@ -123,7 +128,7 @@ class Registry:
                 expected=f"one of {', '.join(PROTOCOLS)}",
                 fix=did_you_mean(kind, PROTOCOLS, "use one of these kinds"),
             )
-        table: Mapping[str, type[Any]] = getattr(self, f"{kind}s")
+        table: Mapping[str, type[Any]] = getattr(self, kind if kind == "dynamics" else f"{kind}s")
         return table
 
 

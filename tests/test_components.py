@@ -38,6 +38,7 @@ REGISTRY = SimpleNamespace(
     predictors={"drift": Drift, "last-update": Plain},
     controllers={"threshold": Plain, "credit": Plain},
     correctors={"none": Plain},
+    dynamics={"drift": Drift},
     tasks={"digits-mlp": Drift},
 )
 

@@ -60,17 +60,18 @@ def test_builtins_come_through_the_same_hooks() -> None:
     assert {"threshold", "fixed"} <= set(registry.controllers)
     assert registry.records[0].name == "builtin"
     assert ("predictor", "drift") in registry.records[0].provides
-    for kind in ("predictor", "controller", "corrector", "task", "tracker"):
+    for kind in ("predictor", "controller", "corrector", "dynamics", "task", "tracker"):
         for name in registry.names(kind):
             assert registry.get(kind, name).name == name
 
 
 def test_every_class_file_of_a_builtin_package_is_registered() -> None:
     registry = load_registry()
-    for kind in ("predictor", "controller"):
-        folder = Path(hookspecs.__file__).parent / f"{kind}s"
+    for kind in ("predictor", "controller", "dynamics"):
+        package = kind if kind == "dynamics" else f"{kind}s"
+        folder = Path(hookspecs.__file__).parent / package
         files = [f for f in folder.glob("*.py") if "api_version: ClassVar" in f.read_text(encoding="utf-8")]
-        modules = {f"hybridcore.{kind}s.{f.stem}" for f in files}
+        modules = {f"hybridcore.{package}.{f.stem}" for f in files}
         registered = {registry.get(kind, name).__module__ for name in registry.names(kind)}
         assert modules and modules <= registered
 

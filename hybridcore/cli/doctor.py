@@ -85,7 +85,8 @@ def _plugins() -> tuple[Table, int]:
         faulty = record.status in ("broken", "rejected")
         faults += faulty
         kinds = [kind for kind, _ in record.provides]
-        counted = ", ".join(f"{kinds.count(kind)} {kind}s" for kind in dict.fromkeys(kinds))
+        plurals = {kind: kind if kind.endswith("s") else f"{kind}s" for kind in kinds}
+        counted = ", ".join(f"{kinds.count(kind)} {plural}" for kind, plural in plurals.items())
         table.add_row(
             record.name,
             f"{record.distribution} {record.version}",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from importlib import import_module
 from typing import Any, Protocol
 
 import numpy as np
@@ -124,5 +125,20 @@ def _regress(steps: Matrix, order: int, ridge: float) -> Matrix:
     return solution
 
 
-COORDINATE_MODELS: dict[str, Callable[[int, float], CoordinateModel]] = {"linear": LinearModel}
+def _learned(name: str) -> Callable[[int, float], CoordinateModel]:
+    """Maker of a network model; its module is imported only when one is made."""
+
+    def make(order: int, ridge: float) -> CoordinateModel:
+        module = import_module("hybridcore.predictors.coordinates_learned")
+        model: CoordinateModel = getattr(module, name)(order, ridge)
+        return model
+
+    return make
+
+
+COORDINATE_MODELS: dict[str, Callable[[int, float], CoordinateModel]] = {
+    "linear": LinearModel,
+    "mlp": _learned("MlpCoordinates"),
+    "rssm": _learned("RssmCoordinates"),
+}
 """Name to a function of the order and the ridge that makes a model."""
