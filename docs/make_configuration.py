@@ -33,6 +33,7 @@ KINDS = (
     ("controllers", "Controllers", "controller", "[controller.{}]"),
     ("predictors", "Predictors", "predictor", "[predictor.{}]"),
     ("correctors", "Correctors", "corrector", "[correction.{}]"),
+    ("monitors", "Monitors", "monitor", "[divergence.{}]"),
     ("tasks", "Tasks", "task", '[task] with name = "{}"'),
 )
 

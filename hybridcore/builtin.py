@@ -8,7 +8,7 @@ from typing import Any
 
 from hybridcore.hookspecs import hookimpl
 
-__all__ = ["CONTROLLERS", "CORRECTORS", "PREDICTORS", "TASKS", "TRACKERS"]
+__all__ = ["CONTROLLERS", "CORRECTORS", "MONITORS", "PREDICTORS", "TASKS", "TRACKERS"]
 
 PREDICTORS: tuple[str, ...] = (
     "hybridcore.predictors.last_update:LastUpdate",
@@ -33,6 +33,14 @@ CORRECTORS: tuple[str, ...] = (
     "hybridcore.correction.none:NoCorrection",
     "hybridcore.correction.loss_level:LossLevel",
     "hybridcore.correction.gains:Gains",
+)
+MONITORS: tuple[str, ...] = (
+    "hybridcore.monitors.non_finite:NonFinite",
+    "hybridcore.monitors.loss_deviation:LossDeviation",
+    "hybridcore.monitors.gradient_norm:GradientNorm",
+    "hybridcore.monitors.prediction_error:PredictionError",
+    "hybridcore.monitors.oscillation:Oscillation",
+    "hybridcore.monitors.plateau:Plateau",
 )
 TASKS: tuple[str, ...] = (
     "hybridcore.tasks.quadratic:QuadraticTask",
@@ -65,6 +73,12 @@ def hybridcore_controllers() -> list[type[Any]]:
 def hybridcore_correctors() -> list[type[Any]]:
     """Correctors of `hybridcore.correction`."""
     return _load(CORRECTORS)
+
+
+@hookimpl
+def hybridcore_monitors() -> list[type[Any]]:
+    """Monitors of `hybridcore.monitors`."""
+    return _load(MONITORS)
 
 
 @hookimpl

@@ -13,6 +13,7 @@ __all__ = [
     "hookspec",
     "hybridcore_controllers",
     "hybridcore_correctors",
+    "hybridcore_monitors",
     "hybridcore_predictors",
     "hybridcore_tasks",
     "hybridcore_trackers",
@@ -44,6 +45,12 @@ def hybridcore_correctors() -> list[type[Any]]:
 
 
 @hookspec
+def hybridcore_monitors() -> list[type[Any]]:
+    """Return monitor classes."""
+    raise AssertionError("a specification is never called")
+
+
+@hookspec
 def hybridcore_tasks() -> list[type[Any]]:
     """Return task classes."""
     raise AssertionError("a specification is never called")
@@ -59,6 +66,7 @@ HOOKS = {
     "hybridcore_predictors": "predictor",
     "hybridcore_controllers": "controller",
     "hybridcore_correctors": "corrector",
+    "hybridcore_monitors": "monitor",
     "hybridcore_tasks": "task",
     "hybridcore_trackers": "tracker",
 }

@@ -17,6 +17,7 @@ from hybridcore.protocols import (
     Controller,
     Corrector,
     MeasuringPredictor,
+    Monitor,
     Predictor,
     Task,
     Tracker,
@@ -28,6 +29,7 @@ PROTOCOLS: dict[str, type[Any]] = {
     "predictor": Predictor,
     "controller": Controller,
     "corrector": Corrector,
+    "monitor": Monitor,
     "task": Task,
     "tracker": Tracker,
 }

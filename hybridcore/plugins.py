@@ -1,4 +1,4 @@
-"""The registry of predictors, controllers, correctors, tasks and trackers, built-in and third-party alike.
+"""The registry of predictors, controllers, correctors, monitors, tasks and trackers, built-in or third-party.
 
 Third-party code is imported when `load_registry` is called, never by ``import hybridcore``, and installing
 a plugin never changes a run: only what the configuration names is used.
@@ -39,6 +39,7 @@ class Registry:
         predictors: Registry name to predictor class.
         controllers: Registry name to controller class.
         correctors: Registry name to corrector class.
+        monitors: Registry name to monitor class.
         tasks: Registry name to task class.
         trackers: Registry name to tracker class.
         records: What became of each plugin, the built-in one first.
@@ -52,6 +53,7 @@ class Registry:
     predictors: Mapping[str, type[Any]]
     controllers: Mapping[str, type[Any]]
     correctors: Mapping[str, type[Any]]
+    monitors: Mapping[str, type[Any]]
     tasks: Mapping[str, type[Any]]
     trackers: Mapping[str, type[Any]]
     records: tuple[PluginRecord, ...]
@@ -68,6 +70,7 @@ class Registry:
             tables["predictor"],
             tables["controller"],
             tables["corrector"],
+            tables["monitor"],
             tables["task"],
             tables["tracker"],
             found.records,
@@ -78,7 +81,7 @@ class Registry:
         """Registry names of a kind, sorted.
 
         Args:
-            kind: ``"predictor"``, ``"controller"``, ``"corrector"``, ``"task"`` or ``"tracker"``.
+            kind: ``"predictor"``, ``"controller"``, ``"corrector"``, ``"monitor"``, ``"task"`` or ``"tracker"``.
 
         Raises:
             PluginError: There is no such kind.
@@ -89,7 +92,7 @@ class Registry:
         """Class of a kind by its registry name.
 
         Args:
-            kind: ``"predictor"``, ``"controller"``, ``"corrector"``, ``"task"`` or ``"tracker"``.
+            kind: ``"predictor"``, ``"controller"``, ``"corrector"``, ``"monitor"``, ``"task"`` or ``"tracker"``.
             name: Registry name.
 
         Raises:

@@ -10,6 +10,7 @@ _EXPORTS = {
     "AdapterFixture": "hybridcore.testing.adapter_contract",
     "Backend": "hybridcore.testing.backends",
     "CorrectorContract": "hybridcore.testing.corrector_contract",
+    "MonitorContract": "hybridcore.testing.monitor_contract",
     "PredictorContract": "hybridcore.testing.predictor_contract",
     "TrajectoryAdapter": "hybridcore.testing.trajectories",
     "synthetic_history": "hybridcore.testing.trajectories",
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from hybridcore.testing.adapter_contract import AdapterContract, AdapterFixture
     from hybridcore.testing.backends import Backend
     from hybridcore.testing.corrector_contract import CorrectorContract
+    from hybridcore.testing.monitor_contract import MonitorContract
     from hybridcore.testing.predictor_contract import PredictorContract
     from hybridcore.testing.trajectories import TrajectoryAdapter, synthetic_history
 
@@ -27,6 +29,7 @@ __all__ = [
     "AdapterFixture",
     "Backend",
     "CorrectorContract",
+    "MonitorContract",
     "PredictorContract",
     "TrajectoryAdapter",
     "synthetic_history",
