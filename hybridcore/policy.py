@@ -21,9 +21,9 @@ DEFAULT_POLICY: Mapping[str, Ladders] = {
     ANY: {
         "caution": (_A.CONTINUE,),
         "warning": (_A.REDUCE_RATIO, _A.FORCE_FULL),
-        "critical": (_A.ROLLBACK,),
+        "critical": (_A.SKIP_BATCH, _A.ROLLBACK),
     },
-    "non-finite": {"critical": (_A.SKIP_BATCH, _A.SKIP_BATCH, _A.SKIP_BATCH, _A.ROLLBACK)},
+    "non-finite": {"critical": (_A.SKIP_BATCH,) * 10 + (_A.ROLLBACK,)},
     "prediction-error": {
         "warning": (_A.REDUCE_RATIO, _A.RAISE_THRESHOLD, _A.RESET_PREDICTOR),
         "critical": (_A.RESET_PREDICTOR, _A.FORCE_FULL),
@@ -42,7 +42,7 @@ class Policy:
     Example:
         >>> policy = Policy(RecoveryConfig())
         >>> signal = Signal(SignalLevel.CRITICAL, "non-finite", float("inf"), 0.0)
-        >>> [policy.action(signal, step).value for step in range(4)][2:]
+        >>> [policy.action(signal, step).value for step in range(11)][9:]
         ['skip-batch', 'roll-back-and-retry']
     """
 

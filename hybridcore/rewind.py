@@ -80,7 +80,11 @@ class Rewind:
         return self.statistics.state_dict(), reach, self.budget.total_steps, self.budget.total_seconds
 
     def went_back(self, state: GoodState, reason: str) -> bool:
-        """Forget what was learned since, book the lost steps, tell, and begin a Full phase where possible."""
+        """Forget what was learned since, tell, and begin a Full phase where possible.
+
+        The lost steps were no use, so they leave the budget's total; they are not spent, since it was no
+        trial that lost them.
+        """
         statistics, reach, steps, seconds = state.notes[1]
         self.statistics.load_state_dict(statistics)
         if self.reach is not None:
@@ -90,7 +94,7 @@ class Rewind:
         if self.average is not None:
             self.average.restart()
         budget = self.budget
-        budget.lose(max(0.0, budget.total_steps - steps), max(0.0, budget.total_seconds - seconds))
+        budget.run(-max(0.0, budget.total_steps - steps), -max(0.0, budget.total_seconds - seconds))
         resume = budget.failed(self.counts.real_steps)
         self.counts.rollbacks += 1
         self.reporter.emit(Event.ROLLBACK, to_step=state.step, reason=reason)
