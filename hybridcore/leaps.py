@@ -277,7 +277,8 @@ class Leaps:
             if prediction.confidence < threshold:
                 return None, f"confidence {prediction.confidence:.3f} below the raised {threshold:.3f}"
             promised = prediction.predicted_loss
-            trial.expected_loss = trial.loss_level if promised is None else promised
+            unmoved = trial.loss_level + 0.5 * trial.loss_deviation
+            trial.expected_loss = unmoved if promised is None else promised
             trial.first_jump = jump
             return jump, ""
         except HybridCoreError as error:

@@ -29,8 +29,8 @@ class LossDeviationConfig:
         sigma: Deviations above the baseline that are a warning; 0.7 of them a caution, twice as many
             critical.
         persistence: Losses in a row that must all be that high; one hard batch is no divergence.
-        outlier: A single loss this many times the whole range of losses so far above the baseline is
-            critical at once.
+        outlier: A single loss this many times the baseline, or the range of all losses so far where that is
+            larger, above the baseline is critical at once.
         memory: Steps that the baseline remembers.
         min_rise: A warning needs a rise by this share of the baseline at least.
         quiet_steps: Steps at the start, or after a reset, in which only the baseline is learned.
@@ -109,7 +109,8 @@ class LossDeviation:
         if len(self._recent) == self.config.persistence:
             self._worst = max(self._worst, min(self._recent))
         if z > 2.0 * self.config.sigma:
-            self._outlier = max(self._outlier, gap / max(self._highest - self._lowest, 1e-300))
+            span = max(self._highest - self._lowest, abs(self._level), 1e-300)
+            self._outlier = max(self._outlier, gap / span)
 
     def check(self, record: StepRecord) -> Signal | None:
         """The worst since the last check."""

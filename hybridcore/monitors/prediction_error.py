@@ -26,20 +26,21 @@ class PredictionErrorConfig:
 
     caution: float = attrs.field(default=0.2, validator=between(0.0, low_open=True))
     warning: float = attrs.field(default=0.5, validator=between(0.0, low_open=True))
-    min_steps: int = attrs.field(default=4, validator=between(2))
+    min_steps: int = attrs.field(default=8, validator=between(2))
 
 
 class PredictionError:
     """Loss above the promised one, relative to it, over the real steps of one prediction (F32, F34).
 
-    A prediction promises the loss that its predictor states, or else that the loss does not rise. The error
+    A prediction promises the loss that its predictor states, or else that the loss does not rise out of its
+    noise. The error
     is the mean excess less two standard errors, so that minibatch noise is none; what turns out better than
     promised never alarms. A promise ends where `expected_loss` changes or is absent.
 
     Example:
         >>> from hybridcore.protocols import Phase
         >>> monitor = PredictionError()
-        >>> for step, loss in enumerate([2.1, 1.9, 2.0, 2.0]):
+        >>> for step, loss in enumerate([2.1, 1.9, 2.0, 2.0] * 2):
         ...     record = StepRecord(step, Phase.CORRECT, loss, 1.0, 0.1, 0.01, expected_loss=1.0)
         ...     monitor.observe(record)
         >>> monitor.check(record).level.word
