@@ -74,13 +74,15 @@ class GoodStates:
             self.give_up(error)
             return True
         self.next_at = step + self._config.snapshot_every
-        xp = self._adapter.xp
-        if not all(
-            math.isfinite(float(xp.linalg.vector_norm(bucket))) for bucket in self._adapter.read_params()
-        ):
+        if not self.weights_are_finite():
             return False
         self.candidate = GoodState(self._adapter.snapshot(), step, rate, notes())
         return True
+
+    def weights_are_finite(self) -> bool:
+        """Whether the model's weights are numbers, all of them; one pass over the weights."""
+        norm = self._adapter.xp.linalg.vector_norm
+        return all(math.isfinite(float(norm(bucket))) for bucket in self._adapter.read_params())
 
     def give_up(self, error: MemoryBudgetError) -> None:
         """Let all states go, for lack of memory."""

@@ -99,9 +99,7 @@ class Recovery:
         self.autotune = Autotune(adapter, config.autotune, watch, rates, reporter)
         self.actions: dict[str, int] = {action.value: 0 for action in RecoveryAction}
         self._seeds = np.random.SeedSequence([config.run.seed, 1])
-        self._every = config.divergence.check_every
         self._begun = False
-        self._next = 0
         self._record: StepRecord | None = None
         self._in_a_row = 0
         self._relax_at = 0
@@ -136,11 +134,12 @@ class Recovery:
         assert record is not None
         checks = self.watch.checks
         signals = self.watch.check(record)
-        if signals:
-            return self._answer(signals, record)
-        if self.watch.checks != checks or record.step >= self._next:
-            self._all_well(record.step)
-        return False
+        interrupted = self._answer(signals, record) if signals else False
+        if self.watch.checks != checks:
+            if not signals:
+                interrupted = self._all_well(record)
+            self.autotune.after_check(record.step, self._host.in_trial)
+        return interrupted
 
     def trial_failed(self) -> None:
         """A trial was undone: what it did to the loss is no news any more."""
@@ -175,7 +174,8 @@ class Recovery:
 
     # -- good times ------------------------------------------------------------------------------------
 
-    def _all_well(self, step: int) -> None:
+    def _all_well(self, record: StepRecord) -> bool:
+        step = record.step
         self.states.trust(step)
         if step - self.policy.latest > self._config.forget_after:
             self._in_a_row = 0
@@ -184,10 +184,8 @@ class Recovery:
         due = self.states.due and step >= self.states.next_at and not self._host.in_trial
         if due and not self.states.take(step, self._rates.applied, self._notes):
             broken = Signal(SignalLevel.CRITICAL, "non-finite", float("nan"), float("inf"))
-            assert self._record is not None
-            self._answer([broken], self._record)
-        self._next = step + self._every
-        self.autotune.after_check(step, self._host.in_trial)
+            return self._answer([broken], record)
+        return False
 
     def _relax(self, step: int) -> None:
         factor = min(1.0, self._rates.factor(_OWNER) / self._config.learning_rate_factor)
@@ -208,10 +206,8 @@ class Recovery:
         if worst.level > SignalLevel.CAUTION:
             self.states.doubt(record.step)
         action = self.policy.action(worst, record.step)
-        if worst.level is SignalLevel.CAUTION:
-            self.autotune.after_check(record.step, self._host.in_trial)
-            if action is RecoveryAction.CONTINUE:
-                return False
+        if worst.level is SignalLevel.CAUTION and action is RecoveryAction.CONTINUE:
+            return False
         return self._act(action, worst, record)
 
     def _act(self, action: RecoveryAction, signal: Signal, record: StepRecord) -> bool:
@@ -220,7 +216,7 @@ class Recovery:
         if action is RecoveryAction.ROLLBACK:
             return self._roll_back(signal, reason, step, scale=True)
         if action is RecoveryAction.SKIP_BATCH:
-            if record.skipped:
+            if record.skipped and self.states.weights_are_finite():
                 self._report(action, signal.name, f"{reason}; the weights are unchanged")
                 return False
             return self._roll_back(signal, reason, step, scale=False)
@@ -315,7 +311,7 @@ class Recovery:
             "autotune": self.autotune.state_dict(),
             "actions": dict(self.actions),
             "resets": self._seeds.n_children_spawned,
-            "next": [self._next, self._relax_at, self._in_a_row],
+            "rollbacks": [self._in_a_row, self._relax_at],
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -327,4 +323,4 @@ class Recovery:
         self.autotune.load_state_dict(state["autotune"])
         self.actions = dict(state["actions"])
         self._seeds = np.random.SeedSequence(self._seeds.entropy, n_children_spawned=int(state["resets"]))
-        self._next, self._relax_at, self._in_a_row = map(int, state["next"])
+        self._in_a_row, self._relax_at = map(int, state["rollbacks"])

@@ -57,7 +57,7 @@ class Trial:
         predicted: Optimizer steps that they stand for, after all caps.
         real_steps: Real steps so far.
         rate: Factor on the user's learning rate at the opening.
-        expected_loss: What the latest prediction promised, or a loss that has not risen where it promised nothing.
+        expected_loss: What the latest prediction promised, or, without a promise, no rise.
     """
 
     snapshot: Snapshot
