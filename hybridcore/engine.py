@@ -343,7 +343,7 @@ class Engine:
             with self.clock.paused():  # a second read-out of the run, booked apart
                 self.average.after_step(self.adapter)
         self._measure_reach()
-        self.corrections.note(result.loss)
+        self.corrections.note(record.loss)
         self._reporter.real_step(record)
 
     def _measure_reach(self) -> None:

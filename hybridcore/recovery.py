@@ -15,7 +15,7 @@ import numpy as np
 from hybridcore.autotune import Autotune
 from hybridcore.config import HybridConfig
 from hybridcore.divergence import DivergenceWatch
-from hybridcore.errors import DivergenceError, HybridCoreError, RecoveryAction
+from hybridcore.errors import DeltaError, DivergenceError, HybridCoreError, RecoveryAction
 from hybridcore.good_states import GoodState, GoodStates
 from hybridcore.policy import Policy
 from hybridcore.protocols import Adapter, Predictor, Signal, SignalLevel, StepRecord
@@ -157,8 +157,11 @@ class Recovery:
             self._answer(signals, self._record)
 
     def refused(self, name: str, error: HybridCoreError) -> None:
-        """A predictor's proposal was refused with an error; one that asks for a reset gets it (F42)."""
-        if error.action is RecoveryAction.RESET_PREDICTOR and name in self._predictors:
+        """A predictor's proposal was refused with an error; what proposes no numbers is reset (F42).
+
+        Other errors, such as too short a history, say nothing against what it has learned.
+        """
+        if isinstance(error, DeltaError) and name in self._predictors:
             self._reset([name])
             self._report(RecoveryAction.RESET_PREDICTOR, "proposal", error.what)
 
