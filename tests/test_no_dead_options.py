@@ -62,10 +62,14 @@ def answer(action):
 
 
 RETRY = answer("roll-back-and-retry")
-TUNING = {"enabled": True, "patience": 1, "clipping": "unhealthy", "restart_steps": 40}
-# Every check of the gradient norm warns, since none is above a thousandth of the usual one for long.
+TUNING = {
+    "autotune": {"enabled": True, "patience": 1, "restart_steps": 40},
+    # Whatever falls by less than all of itself is a plateau.
+    "divergence": {"options": {"plateau": {"window": 20, "tolerance": 1.0}}},
+}
+# Gradients that shrink at all are found vanishing, check after check.
 GRUMBLING = {
-    "divergence": {"check_every": 2, "options": {"prediction-error": {"caution": 1e-9, "warning": 2e-9}}}
+    "divergence": {"monitors": ("gradient-norm",), "options": {"gradient-norm": {"vanishing": 1.0}}},
 }
 
 # Field: two values, what else is set, and which predictor proposes.
@@ -104,26 +108,27 @@ CASES = {
     "divergence.monitors": ((), ("non-finite",), {}, "ill"),
     "divergence.check_every": (3, 20, {}, "ill"),
     "divergence.escalate_after": (2, 50, GRUMBLING, "ill"),
+    "divergence.options": ({}, {"plateau": {"window": 20, "tolerance": 1.0}}, {}, "ill"),
     "recovery.policy": ({}, {"non-finite": {"critical": ("force-full-phase",)}}, {}, "ill"),
-    "recovery.forget_after": (5, 400, {}, "ill"),
-    "recovery.snapshot_every": (10, 45, {}, "ill"),
-    "recovery.prove_after": (1, 30, {"recovery": {"snapshot_every": 10}}, "ill"),
-    "recovery.max_rollbacks": (0, 5, {}, "ill"),
+    "recovery.forget_after": (5, 400, RETRY, "ill"),
+    "recovery.snapshot_every": (10, 45, RETRY, "ill"),
+    "recovery.prove_after": (1, 30, {"recovery": {**RETRY["recovery"], "snapshot_every": 10}}, "ill"),
+    "recovery.max_rollbacks": (0, 5, RETRY, "ill"),
     "recovery.learning_rate_factor": (0.5, 0.9, RETRY, "ill"),
     "recovery.predict_ratio": (0.5, 0.9, answer("reduce-predict-ratio"), "ill"),
     "recovery.full_steps": (5, 15, answer("force-full-phase"), "ill"),
     "recovery.raise_threshold": (0.5, 0.99, answer("raise-confidence-threshold"), "ill"),
     "recovery.relax_steps": (5, 500, answer("reduce-predict-ratio"), "ill"),
-    "autotune.enabled": (False, True, {"autotune": TUNING}, "ill"),
-    "autotune.restart": (False, True, {"autotune": TUNING}, "ill"),
-    "autotune.patience": (1, 4, {"autotune": TUNING}, "ill"),
-    "autotune.restart_factor": (2.0, 4.0, {"autotune": TUNING}, "ill"),
-    "autotune.restart_floor": (1.0, 0.5, {"autotune": TUNING}, "ill"),
-    "autotune.restart_steps": (20, 60, {"autotune": TUNING}, "ill"),
-    "autotune.min_health": (0.0, 1.0, {"autotune": TUNING}, "ill"),
-    "autotune.clipping": ("never", "always", {"autotune": TUNING}, "ill"),
-    "autotune.clip_ratio": (1e-3, 1e-2, {"autotune": TUNING}, "ill"),
-    "autotune.clip_health": (0.0, 1.0, {"autotune": TUNING}, "ill"),
+    "autotune.enabled": (False, True, TUNING, "ill"),
+    "autotune.restart": (False, True, TUNING, "ill"),
+    "autotune.patience": (1, 4, TUNING, "ill"),
+    "autotune.restart_factor": (2.0, 4.0, TUNING, "ill"),
+    "autotune.restart_floor": (1.0, 0.5, TUNING, "ill"),
+    "autotune.restart_steps": (20, 60, TUNING, "ill"),
+    "autotune.min_health": (0.0, 1.0, TUNING, "ill"),
+    "autotune.clipping": ("never", "always", TUNING, "ill"),
+    "autotune.clip_ratio": (1e-3, 1e-2, TUNING, "ill"),
+    "autotune.clip_health": (0.0, 1.0, TUNING, "ill"),
     "metrics.step_every": (1, 7, {}, "last"),
     "metrics.trace": (True, False, {}, "last"),
 }
@@ -154,7 +159,7 @@ def outcome(kind, tables, caplog):
         "drift": Drift,
         "wide-drift": lambda: Drift(Drift.Config(pairs=8)),
     }.get(kind, LastUpdate)()
-    full_steps = 40 if kind == "wide-drift" else 5
+    full_steps = {"wide-drift": 40, "ill": 30}.get(kind, 5)
     controller = Fixed(FixedConfig(horizon=6.0, full_steps=full_steps, correct_steps=4))
     engine, recorder = build(adapter, configure(**tables), controller, predictor, probes)
     caplog.clear()
