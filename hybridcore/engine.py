@@ -508,6 +508,7 @@ class Engine:
 
     def _enter_full(self, reason: str) -> bool:
         """Begin a Full phase after a rollback, unless warm-up or a forced block has to go on."""
+        self.corrections.forget()
         begins = self.phase is not Phase.WARMUP and not self.machine.forced_full_left
         if begins:
             self._enter(Phase.FULL, self.config.phases.full_steps, reason)

@@ -268,14 +268,14 @@ class Leaps:
             prediction = self.prediction(predictor, horizon * self._restraint.ratio(step), trial.continuous)
             if trial.continuous and trial.first_jump is not None:
                 return self._limiter.repeat(prediction, trial.first_jump), ""
+            threshold = self._restraint.threshold(step)
+            if prediction.confidence < threshold:
+                return None, f"confidence {prediction.confidence:.3f} below the raised {threshold:.3f}"
             if trial.continuous:
                 gains = self._corrections.gains(prediction, name)
             else:
                 prediction, gains = self._corrections.correct(prediction, name)
             jump = self._limiter.limit(prediction, self._adapter, gains)
-            threshold = self._restraint.threshold(step)
-            if prediction.confidence < threshold:
-                return None, f"confidence {prediction.confidence:.3f} below the raised {threshold:.3f}"
             promised = prediction.predicted_loss
             unmoved = trial.loss_level + 0.5 * trial.loss_deviation
             trial.expected_loss = unmoved if promised is None else promised

@@ -81,7 +81,8 @@ class Registry:
         """Registry names of a kind, sorted.
 
         Args:
-            kind: ``"predictor"``, ``"controller"``, ``"corrector"``, ``"monitor"``, ``"task"`` or ``"tracker"``.
+            kind: ``"predictor"``, ``"controller"``, ``"corrector"``, ``"monitor"``, ``"task"`` or
+                ``"tracker"``.
 
         Raises:
             PluginError: There is no such kind.
@@ -92,7 +93,8 @@ class Registry:
         """Class of a kind by its registry name.
 
         Args:
-            kind: ``"predictor"``, ``"controller"``, ``"corrector"``, ``"monitor"``, ``"task"`` or ``"tracker"``.
+            kind: ``"predictor"``, ``"controller"``, ``"corrector"``, ``"monitor"``, ``"task"`` or
+                ``"tracker"``.
             name: Registry name.
 
         Raises:
