@@ -34,6 +34,7 @@ KINDS = (
     ("predictors", "Predictors", "predictor", "[predictor.{}]"),
     ("correctors", "Correctors", "corrector", "[correction.{}]"),
     ("dynamics", "Dynamics models", "dynamics", "[dynamics.{}]"),
+    ("monitors", "Monitors", "monitor", "[divergence.{}]"),
     ("tasks", "Tasks", "task", '[task] with name = "{}"'),
 )
 

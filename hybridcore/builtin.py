@@ -8,7 +8,7 @@ from typing import Any
 
 from hybridcore.hookspecs import hookimpl
 
-__all__ = ["CONTROLLERS", "CORRECTORS", "DYNAMICS", "PREDICTORS", "TASKS", "TRACKERS"]
+__all__ = ["CONTROLLERS", "CORRECTORS", "DYNAMICS", "MONITORS", "PREDICTORS", "TASKS", "TRACKERS"]
 
 PREDICTORS: tuple[str, ...] = (
     "hybridcore.predictors.last_update:LastUpdate",
@@ -38,6 +38,14 @@ DYNAMICS: tuple[str, ...] = (
     "hybridcore.dynamics.linear:Linear",
     "hybridcore.dynamics.mlp:Mlp",
     "hybridcore.dynamics.rssm:Rssm",
+)
+MONITORS: tuple[str, ...] = (
+    "hybridcore.monitors.non_finite:NonFinite",
+    "hybridcore.monitors.loss_deviation:LossDeviation",
+    "hybridcore.monitors.gradient_norm:GradientNorm",
+    "hybridcore.monitors.prediction_error:PredictionError",
+    "hybridcore.monitors.oscillation:Oscillation",
+    "hybridcore.monitors.plateau:Plateau",
 )
 TASKS: tuple[str, ...] = (
     "hybridcore.tasks.quadratic:QuadraticTask",
@@ -76,6 +84,12 @@ def hybridcore_correctors() -> list[type[Any]]:
 def hybridcore_dynamics() -> list[type[Any]]:
     """Dynamics models of `hybridcore.dynamics`."""
     return _load(DYNAMICS)
+
+
+@hookimpl
+def hybridcore_monitors() -> list[type[Any]]:
+    """Monitors of `hybridcore.monitors`."""
+    return _load(MONITORS)
 
 
 @hookimpl

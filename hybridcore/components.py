@@ -11,6 +11,7 @@ from typing import Any, Protocol
 from hybridcore.config import HybridConfig
 from hybridcore.configfile import in_file_order, read_data, structure_config
 from hybridcore.errors import ConfigError, ConfigProblem, TaskError
+from hybridcore.policy import ANY
 from hybridcore.structuring import did_you_mean, structure_options, unknown_key
 
 __all__ = ["Classes", "build_component", "check_config", "import_function"]
@@ -37,6 +38,11 @@ class Classes(Protocol):
     @property
     def dynamics(self) -> Mapping[str, type[Any]]:
         """Dynamics model classes."""
+        ...
+
+    @property
+    def monitors(self) -> Mapping[str, type[Any]]:
+        """Monitor classes."""
         ...
 
     @property
@@ -117,6 +123,10 @@ def check_config(
         problems += _check_named(data, "correction", registry.correctors, defaults.correction.name)
         models = {"none": type(None), **registry.dynamics}
         problems += _check_named(data, "dynamics", models, defaults.dynamics.name)
+        if "divergence" in data:
+            problems += _check_monitors(data["divergence"], registry.monitors)
+        if "recovery" in data:
+            problems += _check_policy(data["recovery"], registry.monitors)
         problems += _check_task(data, registry, defaults.task.name)
     if config is None or problems:
         where = origin if isinstance(source, Mapping) else str(source)
@@ -132,6 +142,13 @@ def _check_named(
     if not isinstance(content, Mapping):
         return []
     problems = _unknown_name(content.get("name", default), f"{table}.name", table, classes)
+    return problems + _check_own_tables(content, table, classes)
+
+
+def _check_own_tables(
+    content: Mapping[str, Any], table: str, classes: Mapping[str, type[Any]]
+) -> list[ConfigProblem]:
+    problems = []
     for name, options in content.items():
         if isinstance(options, Mapping):
             if name in classes:
@@ -140,6 +157,25 @@ def _check_named(
             else:
                 problems.append(unknown_key(f"{table}.{name}", classes))
     return problems
+
+
+def _check_monitors(content: object, classes: Mapping[str, type[Any]]) -> list[ConfigProblem]:
+    """Problems of ``[divergence]``, whose key `monitors` lists registry names."""
+    if not isinstance(content, Mapping):
+        return []
+    names = content.get("monitors", ())
+    problems = []
+    for index, name in enumerate(names if isinstance(names, list | tuple) else ()):
+        problems += _unknown_name(name, f"divergence.monitors[{index}]", "monitor", classes)
+    return problems + _check_own_tables(content, "divergence", classes)
+
+
+def _check_policy(content: object, classes: Mapping[str, type[Any]]) -> list[ConfigProblem]:
+    """Problems of the rows of ``[recovery.policy]``, each named after a monitor."""
+    policy = content.get("policy", {}) if isinstance(content, Mapping) else {}
+    rows = policy if isinstance(policy, Mapping) else {}
+    known = {*classes, ANY}
+    return [unknown_key(f"recovery.policy.{name}", known) for name in rows if name not in known]
 
 
 def _check_task(data: Mapping[str, Any], registry: Classes, default: str) -> list[ConfigProblem]:

@@ -17,7 +17,8 @@ from hybridcore.config import HybridConfig
 from hybridcore.correction.keeper import CorrectionKeeper
 from hybridcore.correction.none import NoCorrection
 from hybridcore.counts import Counts
-from hybridcore.errors import PluginError, PredictionError
+from hybridcore.divergence import DivergenceWatch, build_monitors
+from hybridcore.errors import MemoryBudgetError, PluginError, PredictionError
 from hybridcore.events import Event, EventBus
 from hybridcore.history import History
 from hybridcore.leaps import Leaps
@@ -28,14 +29,18 @@ from hybridcore.protocols import (
     Adapter,
     Controller,
     Corrector,
+    Monitor,
     Outcome,
     Phase,
     Predictor,
     StepRecord,
     StepResult,
 )
+from hybridcore.rates import RateControl
 from hybridcore.reach import Reach
+from hybridcore.recovery import Recovery
 from hybridcore.reporting import Reporter
+from hybridcore.rewind import Rewind
 from hybridcore.state import EngineState, Statistics
 from hybridcore.trials import TrialKeeper
 from hybridcore.verdict import Verdict
@@ -60,6 +65,7 @@ class Engine:
         events: Who hears what happens.
         clock: Training time.
         corrector: Learns from residuals and corrects; nothing is corrected if None.
+        monitors: Watch for divergence; those that the configuration names if None.
 
     Example:
         >>> from hybridcore.reference import quadratic
@@ -83,6 +89,7 @@ class Engine:
         events: EventBus | None = None,
         clock: Stopwatch | None = None,
         corrector: Corrector | None = None,
+        monitors: Iterable[Monitor] | None = None,
     ) -> None:
         self.adapter, self.config, self.controller = adapter, config, controller
         self.predictors = dict(predictors)
@@ -104,6 +111,7 @@ class Engine:
         corrector = corrector if corrector is not None else NoCorrection()
         apart = RunningAverage.reserved_bytes(adapter) if self.average is not None else 0
         apart += CorrectionKeeper.reserved_bytes(adapter, corrector)
+        self._apart = apart
         reserved = apart + adapter.snapshot_nbytes()
         self._windows = max(getattr(p, "windows", 0) for p in self.predictors.values())
         self.history = History(adapter.layout, adapter.xp, config.history, needs, reserved, self._windows)
@@ -113,6 +121,7 @@ class Engine:
         self.reach = Reach(adapter.xp) if "reach" in self.history.needs else None
         self.counts = Counts()
         self._reporter = Reporter(self.events, self.clock, self.counts, config.metrics)
+        self.rates = RateControl(adapter)
         self._trials = TrialKeeper(
             adapter,
             config,
@@ -123,6 +132,7 @@ class Engine:
             self.reach,
             self._on_probe,
             apart,
+            self.rates,
         )
         self.corrections = CorrectionKeeper(
             adapter,
@@ -135,6 +145,25 @@ class Engine:
             self.counts,
             self._reporter,
         )
+        watch = DivergenceWatch(
+            build_monitors(config.divergence) if monitors is None else monitors, config.divergence
+        )
+        host = Rewind(
+            self._trials,
+            self.history,
+            self.statistics,
+            self.reach,
+            self.average,
+            self.budget,
+            self.counts,
+            self._reporter,
+            apart,
+            lambda reason: self._fail_trial(reason, None),
+            self.force_full,
+            self._enter_full,
+        )
+        self.recovery = Recovery(adapter, config, watch, self.predictors, self.rates, self._reporter, host)
+        self._trials.release = self._release
         self._leaps = Leaps(
             adapter,
             config,
@@ -145,12 +174,19 @@ class Engine:
             self.corrections,
             self.counts,
             self._reporter,
+            self.recovery.restraint,
+            self.recovery.refused,
         )
         self._normalised: bool | None = None
         self._started = 0.0
         self._awake_since = 0
         self._idle = 0
         self._settle_warmup()
+
+    def _release(self, error: MemoryBudgetError) -> None:
+        """Give the good states' memory to a trial: predictions are what the memory was asked for."""
+        self.recovery.states.give_up(error)
+        self._trials.reserved = self._apart
 
     @classmethod
     def from_config(
@@ -200,6 +236,7 @@ class Engine:
             config.correction.options.get(config.correction.name, {}),
             f"correction.{config.correction.name}",
         )
+        monitors = build_monitors(config.divergence, registry)
         return cls(
             adapter,
             config,
@@ -209,6 +246,7 @@ class Engine:
             events=events,
             clock=clock,
             corrector=corrector,
+            monitors=monitors,
         )
 
     # -- the loop ----------------------------------------------------------------------------------
@@ -251,13 +289,19 @@ class Engine:
 
     def before_step(self) -> None:
         """Tell the engine that a real step is about to change the weights."""
+        self.recovery.begin(self.counts.real_steps)
         self._started = time.perf_counter()
         if self.reach is not None and self.counts.real_steps == 0:
             self.reach.start(self.adapter)
         self.history.before_step(self.adapter)
 
     def after_step(self, result: StepResult) -> None:
-        """Tell the engine how the real step went; at a phase's end, the next phase begins here."""
+        """Tell the engine how the real step went; at a phase's end, the next phase begins here.
+
+        Raises:
+            DivergenceError: The run has diverged and recovery is exhausted; the model has its last good
+                state (F43).
+        """
         seconds = time.perf_counter() - self._started
         counts = self.counts
         counts.real_steps += 1
@@ -265,25 +309,32 @@ class Engine:
         counts.backward_passes += result.backward_passes
         self._trials.note_batch(result.n_examples)
         self.budget.run(1.0, seconds)
-        if result.skipped:
-            counts.skipped += 1
-            self._reporter.emit(Event.STEP_SKIPPED, phase=self.phase.value, loss=result.loss)
-        else:
-            self._learn(result, seconds)
-        rolled_back = self._trials.trial is not None and self._advance_trial(result)
-        if not rolled_back and self.machine.tick():
-            self._boundary()
-
-    def _learn(self, result: StepResult, seconds: float) -> None:
-        """Take in a real step that changed the weights."""
+        trial = self._trials.trial
         record = StepRecord(
-            self.counts.real_steps,
+            counts.real_steps,
             self.phase,
             result.loss,
             result.grad_norm,
             self.adapter.learning_rate,
             seconds,
+            math.nan if trial is None else trial.expected_loss,
+            result.skipped,
         )
+        if result.skipped:
+            counts.skipped += 1
+            self._reporter.emit(Event.STEP_SKIPPED, phase=self.phase.value, loss=result.loss)
+        elif math.isfinite(result.loss):
+            self._learn(record)
+        if not result.overflow:
+            self.recovery.observe(record)
+        if trial is not None and self._advance_trial(result):
+            return
+        interrupted = not result.overflow and self.recovery.review()
+        if not interrupted and self.machine.tick():
+            self._boundary()
+
+    def _learn(self, record: StepRecord) -> None:
+        """Take in a real step that changed the weights."""
         self.statistics.observe(record)
         for predictor in self.predictors.values():
             predictor.observe(record)
@@ -292,7 +343,7 @@ class Engine:
             with self.clock.paused():  # a second read-out of the run, booked apart
                 self.average.after_step(self.adapter)
         self._measure_reach()
-        self.corrections.note(result.loss)
+        self.corrections.note(record.loss)
         self._reporter.real_step(record)
 
     def _measure_reach(self) -> None:
@@ -342,11 +393,16 @@ class Engine:
         self._announce("a Full block is forced")
 
     def finish(self) -> dict[str, Any]:
-        """Judge an open trial with what is known, and give the run's summary."""
+        """Judge an open trial with what is known, and give the run's summary.
+
+        Raises:
+            DivergenceError: The run ends in a state that has diverged, and there is none to go back to.
+        """
         self._leaps.drop("the run is over")
         if self._trials.trial is not None:
             self._judge_trial()
         self.corrections.finish()
+        self.recovery.finish()
         return self.summary()
 
     @contextmanager
@@ -410,6 +466,7 @@ class Engine:
             "average_seconds": self.average.seconds if self.average is not None else 0.0,
             "cost": counts.cost,
             "elapsed": self.clock.elapsed(),
+            **self.recovery.summary(),
         }
 
     # -- phases ------------------------------------------------------------------------------------
@@ -449,6 +506,14 @@ class Engine:
         self._reporter.phase_end(left.value)
         self._announce(reason)
 
+    def _enter_full(self, reason: str) -> bool:
+        """Begin a Full phase after a rollback, unless warm-up or a forced block has to go on."""
+        self.corrections.forget()
+        begins = self.phase is not Phase.WARMUP and not self.machine.forced_full_left
+        if begins:
+            self._enter(Phase.FULL, self.config.phases.full_steps, reason)
+        return begins
+
     def _announce(self, reason: str) -> None:
         self._reporter.phase_start(self.machine.phase.value, self.machine.length, reason)
 
@@ -477,6 +542,7 @@ class Engine:
             predictor_ready={n: p.ready(self.history) for n, p in self.predictors.items()},
             default_predictor=next(iter(self.predictors)),
             window=self.history.window,
+            raised_threshold=self.recovery.restraint.threshold(self.counts.real_steps),
         )
 
     def _is_normalised(self) -> bool:
@@ -600,6 +666,7 @@ class Engine:
             self.average.restart()
         self._leaps.pending = None
         self.corrections.failed()
+        self.recovery.trial_failed()
         self.counts.failed += 1
         self.counts.rollbacks += 1
         resume = self.budget.failed(self.counts.real_steps)

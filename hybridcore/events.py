@@ -16,12 +16,16 @@ class Event(StrEnum):
 
         RUN_START
         for each batch:
+            FAULT                     a fault was injected on purpose (`hybridcore run --inject`)
             REAL_STEP                 forward, backward, update (Warmup, Full, Correct)
               or STEP_SKIPPED         the batch was not learned from; weights unchanged
               or PREDICTED_STEP       a share of a predicted change, no backward pass (mode "step")
+            SIGNAL                    a monitor found a sign of divergence
+            RECOVERY                  what was done about it, and why
+            TUNING                    the engine turned learning rate or clipping by itself
             PROBE                     forward-only losses on held-out examples
             VERDICT                   a trial is kept and credited, or failed
-            ROLLBACK                  the state before a failed trial was restored, bit for bit
+            ROLLBACK                  the state before a failed trial, or an earlier good one, came back
             PHASE_END, PHASE_START    the controller chose the next phase
             RESIDUAL                  what a jump promised was compared with what came of it
             CORRECTION                an applied or pending change was corrected, or the correction reverted
@@ -32,9 +36,13 @@ class Event(StrEnum):
     """
 
     RUN_START = "run-start"
+    FAULT = "fault"
     REAL_STEP = "real-step"
     STEP_SKIPPED = "step-skipped"
     PREDICTED_STEP = "predicted-step"
+    SIGNAL = "signal"
+    RECOVERY = "recovery"
+    TUNING = "tuning"
     PROBE = "probe"
     VERDICT = "verdict"
     ROLLBACK = "rollback"

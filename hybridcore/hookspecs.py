@@ -14,6 +14,7 @@ __all__ = [
     "hybridcore_controllers",
     "hybridcore_correctors",
     "hybridcore_dynamics",
+    "hybridcore_monitors",
     "hybridcore_predictors",
     "hybridcore_tasks",
     "hybridcore_trackers",
@@ -51,6 +52,12 @@ def hybridcore_dynamics() -> list[type[Any]]:
 
 
 @hookspec
+def hybridcore_monitors() -> list[type[Any]]:
+    """Return monitor classes."""
+    raise AssertionError("a specification is never called")
+
+
+@hookspec
 def hybridcore_tasks() -> list[type[Any]]:
     """Return task classes."""
     raise AssertionError("a specification is never called")
@@ -67,6 +74,7 @@ HOOKS = {
     "hybridcore_controllers": "controller",
     "hybridcore_correctors": "corrector",
     "hybridcore_dynamics": "dynamics",
+    "hybridcore_monitors": "monitor",
     "hybridcore_tasks": "task",
     "hybridcore_trackers": "tracker",
 }

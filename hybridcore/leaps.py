@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import attrs
@@ -20,6 +20,7 @@ from hybridcore.jumps import Jump, JumpLimiter
 from hybridcore.probes import FORWARD_COST, ProbeSet, paired_difference
 from hybridcore.protocols import Action, Adapter, Buckets, MeasuringPredictor, Prediction, Predictor
 from hybridcore.reporting import Reporter
+from hybridcore.restraint import Restraint
 from hybridcore.trials import TrialKeeper
 
 __all__ = ["Leaps", "Shares"]
@@ -63,6 +64,8 @@ class Leaps:
         corrections: Corrects changes and watches what becomes of them.
         counts: Counters.
         reporter: Hears of applied changes.
+        restraint: Shortens horizons and asks for more confidence after a warning.
+        on_error: Hears of a predictor's name and of the error that its proposal was refused with.
 
     Attributes:
         pending: The change of an open Predict phase of mode ``"step"``, or None.
@@ -79,7 +82,10 @@ class Leaps:
         corrections: CorrectionKeeper,
         counts: Counts,
         reporter: Reporter,
+        restraint: Restraint,
+        on_error: Callable[[str, HybridCoreError], None],
     ) -> None:
+        self._restraint, self._on_error = restraint, on_error
         self._adapter, self._config, self._predictors = adapter, config, predictors
         self._history, self._probes, self._trials = history, probes, trials
         self._corrections = corrections
@@ -257,18 +263,27 @@ class Leaps:
             return None, f"predictor {name!r} is not ready"
         trial = self._trials.trial
         assert trial is not None
+        step = self._counts.real_steps
         try:
-            prediction = self.prediction(predictor, horizon, trial.continuous)
+            prediction = self.prediction(predictor, horizon * self._restraint.ratio(step), trial.continuous)
             if trial.continuous and trial.first_jump is not None:
                 return self._limiter.repeat(prediction, trial.first_jump), ""
+            threshold = self._restraint.threshold(step)
+            if prediction.confidence < threshold:
+                return None, f"confidence {prediction.confidence:.3f} below the raised {threshold:.3f}"
             if trial.continuous:
                 gains = self._corrections.gains(prediction, name)
             else:
                 prediction, gains = self._corrections.correct(prediction, name)
-            trial.first_jump = self._limiter.limit(prediction, self._adapter, gains)
-            return trial.first_jump, ""
+            jump = self._limiter.limit(prediction, self._adapter, gains)
+            promised = prediction.predicted_loss
+            unmoved = trial.loss_level + 0.5 * trial.loss_deviation
+            trial.expected_loss = unmoved if promised is None else promised
+            trial.first_jump = jump
+            return jump, ""
         except HybridCoreError as error:
             logger.warning("predictor %r refused: %s", name, error)
+            self._on_error(name, error)
             return None, f"predictor {name!r}: {error.what}"
 
     def prediction(self, predictor: Predictor, horizon: float, continuous: bool) -> Prediction:

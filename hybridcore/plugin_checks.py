@@ -18,6 +18,7 @@ from hybridcore.protocols import (
     Corrector,
     Dynamics,
     MeasuringPredictor,
+    Monitor,
     Predictor,
     Task,
     Tracker,
@@ -30,6 +31,7 @@ PROTOCOLS: dict[str, type[Any]] = {
     "controller": Controller,
     "corrector": Corrector,
     "dynamics": Dynamics,
+    "monitor": Monitor,
     "task": Task,
     "tracker": Tracker,
 }

@@ -1,4 +1,4 @@
-"""The registry of predictors, controllers, correctors, tasks and trackers, built-in and third-party alike.
+"""The registry of predictors, controllers, correctors, monitors, tasks and trackers, built-in or third-party.
 
 Third-party code is imported when `load_registry` is called, never by ``import hybridcore``, and installing
 a plugin never changes a run: only what the configuration names is used.
@@ -40,6 +40,7 @@ class Registry:
         controllers: Registry name to controller class.
         correctors: Registry name to corrector class.
         dynamics: Registry name to dynamics model class.
+        monitors: Registry name to monitor class.
         tasks: Registry name to task class.
         trackers: Registry name to tracker class.
         records: What became of each plugin, the built-in one first.
@@ -54,6 +55,7 @@ class Registry:
     controllers: Mapping[str, type[Any]]
     correctors: Mapping[str, type[Any]]
     dynamics: Mapping[str, type[Any]]
+    monitors: Mapping[str, type[Any]]
     tasks: Mapping[str, type[Any]]
     trackers: Mapping[str, type[Any]]
     records: tuple[PluginRecord, ...]
@@ -71,6 +73,7 @@ class Registry:
             tables["controller"],
             tables["corrector"],
             tables["dynamics"],
+            tables["monitor"],
             tables["task"],
             tables["tracker"],
             found.records,
@@ -81,8 +84,8 @@ class Registry:
         """Registry names of a kind, sorted.
 
         Args:
-            kind: ``"predictor"``, ``"controller"``, ``"corrector"``, ``"dynamics"``, ``"task"`` or
-                ``"tracker"``.
+            kind: ``"predictor"``, ``"controller"``, ``"corrector"``, ``"dynamics"``, ``"monitor"``,
+                ``"task"`` or ``"tracker"``.
 
         Raises:
             PluginError: There is no such kind.
@@ -93,8 +96,8 @@ class Registry:
         """Class of a kind by its registry name.
 
         Args:
-            kind: ``"predictor"``, ``"controller"``, ``"corrector"``, ``"dynamics"``, ``"task"`` or
-                ``"tracker"``.
+            kind: ``"predictor"``, ``"controller"``, ``"corrector"``, ``"dynamics"``, ``"monitor"``,
+                ``"task"`` or ``"tracker"``.
             name: Registry name.
 
         Raises:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from enum import StrEnum
+from enum import IntEnum, StrEnum
 from statistics import NormalDist
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, runtime_checkable
@@ -30,19 +30,24 @@ __all__ = [
     "Adapter",
     "Array",
     "Buckets",
+    "ClippingAdapter",
     "Controller",
     "Correction",
     "Corrector",
     "Dynamics",
     "Framework",
     "MeasuringPredictor",
+    "Monitor",
     "OptimizerSpec",
     "Outcome",
     "Phase",
     "Prediction",
     "Predictor",
     "Problem",
+    "RateAdapter",
     "Residual",
+    "Signal",
+    "SignalLevel",
     "Situation",
     "Rollout",
     "Snapshot",
@@ -77,6 +82,7 @@ class StepResult:
         skipped: True when no update happened (non-finite loss or gradient, or a GradScaler skipped it).
         n_examples: Examples in the batch; 0 where it is not known.
         backward_passes: Backward passes it took (more than one under accumulation or with closures) (F49).
+        overflow: A gradient scaler skipped the step while it looks for its scale; no sign of trouble.
     """
 
     loss: float
@@ -84,6 +90,7 @@ class StepResult:
     skipped: bool = False
     n_examples: int = 0
     backward_passes: int = 1
+    overflow: bool = False
 
 
 @attrs.frozen(slots=True)
@@ -97,6 +104,8 @@ class StepRecord:
         grad_norm: Gradient norm.
         learning_rate: The optimizer's learning rate at this step.
         seconds: Wall-clock seconds of the step.
+        expected_loss: Loss that the prediction under trial promised for this step; NaN without one.
+        skipped: The adapter took no update, since loss or gradient were not finite.
     """
 
     step: int
@@ -105,6 +114,8 @@ class StepRecord:
     grad_norm: float
     learning_rate: float
     seconds: float
+    expected_loss: float = float("nan")
+    skipped: bool = False
 
 
 Snapshot = Any
@@ -233,6 +244,38 @@ class Adapter(Protocol):
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Put back what `state_dict` gave."""
+        ...
+
+
+@runtime_checkable
+class RateAdapter(Adapter, Protocol):
+    """An adapter with the capability ``"learning-rate"``: the engine may change the learning rate (F40)."""
+
+    def scale_learning_rate(self, factor: float) -> None:
+        """Multiply the learning rate of every parameter group by `factor`, from the next step on.
+
+        A schedule goes on from the scaled rate: all its later rates are `factor` times what they would have
+        been. The change belongs to the state that `snapshot` copies and `restore` puts back.
+
+        Args:
+            factor: Above 0; ``scale_learning_rate(0.5)`` and then ``scale_learning_rate(2.0)`` changes
+                nothing, bit for bit.
+        """
+        ...
+
+
+@runtime_checkable
+class ClippingAdapter(Adapter, Protocol):
+    """An adapter with the capability ``"adaptive-clipping"`` (F69)."""
+
+    def clip_adaptively(self, ratio: float | None) -> None:
+        """Clip gradients unit by unit before each update of `train_step`, or no more where `ratio` is None.
+
+        Adaptive gradient clipping (Brock et al. 2021, High-Performance Large-Scale Image Recognition
+        Without Normalization, equation 3): the gradient of a unit, a row of a matrix or a whole vector, is
+        shortened to ``ratio * max(norm of the unit's weights, 1e-3)`` where it is longer. The setting is
+        none of the state that `snapshot` copies.
+        """
         ...
 
 
@@ -640,6 +683,72 @@ class Dynamics(Protocol):
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Put back what `state_dict` gave, so that all that follows is equal bit for bit."""
+        ...
+
+
+class SignalLevel(IntEnum):
+    """How bad a signal is."""
+
+    CAUTION = 1
+    WARNING = 2
+    CRITICAL = 3
+
+    @property
+    def word(self) -> str:
+        """Lower-case name, as events and configurations write it."""
+        return self.name.lower()
+
+
+@attrs.frozen(slots=True)
+class Signal:
+    """What a monitor has found.
+
+    Attributes:
+        level: How bad it is.
+        name: Registry name of the monitor.
+        value: What was measured.
+        limit: The limit of this level that `value` is beyond.
+    """
+
+    level: SignalLevel
+    name: str
+    value: float
+    limit: float
+
+
+@runtime_checkable
+class Monitor(Protocol):
+    """Watches real steps for one sign of divergence. `MonitorContract` tests every sentence here.
+
+    ``Config`` keys live in ``[divergence.<name>]``. A class with ``every_step = True`` is checked after each
+    real step, every other one after each ``divergence.check_every`` steps.
+    """
+
+    name: ClassVar[str]
+    api_version: ClassVar[int]
+
+    def observe(self, record: StepRecord) -> None:
+        """Take in one real step; a non-finite loss or gradient norm leaves no trace in any baseline."""
+        ...
+
+    def check(self, record: StepRecord) -> Signal | None:
+        """The worst that was seen since the last check, or None.
+
+        Args:
+            record: The latest step, already observed.
+        """
+        ...
+
+    def reset(self) -> None:
+        """Forget everything."""
+        ...
+
+    def state_dict(self) -> dict[str, Any]:
+        """State as plain data."""
+        ...
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Put back what `state_dict` gave."""
         ...
 
 

@@ -110,7 +110,7 @@ class ReferenceAdapter:
     name = "numpy"
     api_version = API_VERSION
     device = "cpu"
-    capabilities: frozenset[str] = frozenset()
+    capabilities: frozenset[str] = frozenset({"learning-rate", "adaptive-clipping"})
 
     def __init__(self, model: AnalyticModel, params: Mapping[str, Any], optimizer: OptimizerSpec) -> None:
         self.xp: ModuleType = xp_numpy
@@ -133,6 +133,8 @@ class ReferenceAdapter:
         self._second: Params = {}
         self._steps = 0
         self._rescale = False
+        self._rate_factor = 1.0
+        self._clip_ratio: float | None = None
 
     def read_params(self, out: Buckets | None = None) -> Buckets:
         """Copy of the weights as float32 buckets."""
@@ -181,6 +183,8 @@ class ReferenceAdapter:
         with np.errstate(all="ignore"):
             losses = self._losses(batch)
             gradient = self.model.gradient(self.params, batch)
+            if self._clip_ratio is not None:
+                gradient = {n: clip_units(g, self.params[n], self._clip_ratio) for n, g in gradient.items()}
         loss = float(losses.mean())
         grad_norm = math.sqrt(sum(float((g * g).sum()) for g in gradient.values()))
         if not (math.isfinite(loss) and math.isfinite(grad_norm)):
@@ -250,11 +254,12 @@ class ReferenceAdapter:
             self._steps,
             self._rescale,
             copy.deepcopy(rng.bit_generator.state) if rng is not None else None,
+            self._rate_factor,
         )
 
     def restore(self, snapshot: Any) -> None:
         """Put a snapshot back."""
-        params, first, second, steps, rescale, rng = snapshot
+        params, first, second, steps, rescale, rng, rate_factor = snapshot
         shapes = {n: v.shape for n, v in params.items()}
         if shapes != {n: v.shape for n, v in self.params.items()}:
             raise SnapshotError(
@@ -264,7 +269,7 @@ class ReferenceAdapter:
                 expected=str({n: v.shape for n, v in self.params.items()}),
                 fix="restore only snapshots taken from the same model",
             )
-        self._steps, self._rescale = steps, rescale
+        self._steps, self._rescale, self._rate_factor = steps, rescale, rate_factor
         for n, v in params.items():
             self.params[n][...] = v
         self._first = {n: v.copy() for n, v in first.items()}
@@ -283,7 +288,15 @@ class ReferenceAdapter:
     @property
     def learning_rate(self) -> float:
         """The learning rate now."""
-        return scheduled_rate(self.optimizer, max(self._steps - 1, 0))
+        return self._rate_factor * scheduled_rate(self.optimizer, max(self._steps - 1, 0))
+
+    def scale_learning_rate(self, factor: float) -> None:
+        """Multiply the learning rate, now and of all later steps."""
+        self._rate_factor *= factor
+
+    def clip_adaptively(self, ratio: float | None) -> None:
+        """Clip the gradient of each unit to `ratio` times the norm of its weights; None ends it."""
+        self._clip_ratio = ratio
 
     @property
     def momentum_memory(self) -> float:
@@ -312,6 +325,25 @@ class ReferenceAdapter:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Nothing."""
+
+
+def clip_units(
+    gradient: NDArray[Any], weights: NDArray[Any], ratio: float, floor: float = 1e-3
+) -> NDArray[Any]:
+    """Adaptive gradient clipping (Brock et al. 2021, equation 3).
+
+    ``g_i <- g_i ratio max(|w_i|, floor) / |g_i|`` where ``|g_i| > ratio max(|w_i|, floor)``; unit i is a row
+    along the first axis, or the whole of a vector.
+
+    Example:
+        >>> clip_units(np.array([[3.0, 4.0], [0.03, 0.04]]), np.array([[1.0, 0.0], [0.0, 1.0]]), 0.1)
+        array([[0.06, 0.08],
+               [0.03, 0.04]])
+    """
+    axes = tuple(range(1, gradient.ndim)) if gradient.ndim > 1 else None
+    size = np.sqrt((gradient * gradient).sum(axis=axes, keepdims=True))
+    limit = ratio * np.maximum(np.sqrt((weights * weights).sum(axis=axes, keepdims=True)), floor)
+    return np.asarray(np.where(size > limit, gradient * (limit / np.maximum(size, 1e-300)), gradient))
 
 
 def scheduled_rate(optimizer: OptimizerSpec, step: int) -> float:

@@ -9,7 +9,7 @@ from hybridcore.config import MetricsConfig
 from hybridcore.counts import Counts
 from hybridcore.events import Event, EventBus
 from hybridcore.jumps import Jump
-from hybridcore.protocols import Outcome, Residual, StepRecord
+from hybridcore.protocols import Outcome, Residual, Signal, StepRecord
 
 __all__ = ["Reporter"]
 
@@ -133,6 +133,17 @@ class Reporter:
         """A change was refused."""
         self.trace("jump refused: %s", reason)
         self.emit(Event.JUMP_REFUSED, predictor=predictor, horizon=horizon, reason=reason)
+
+    def signal(self, signal: Signal) -> None:
+        """A monitor found something."""
+        level = signal.level.word
+        self.trace("signal %s %s: %.4g beyond %.4g", signal.name, level, signal.value, signal.limit)
+        self.emit(Event.SIGNAL, monitor=signal.name, level=level, value=signal.value, limit=signal.limit)
+
+    def recovery(self, action: str, cause: str, reason: str) -> None:
+        """Something was done about it."""
+        self.trace("recovery %s: %s", action, reason)
+        self.emit(Event.RECOVERY, action=action, cause=cause, reason=reason)
 
     def verdict(self, outcome: Outcome) -> None:
         """A trial ended."""

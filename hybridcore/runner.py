@@ -6,7 +6,7 @@ import json
 import logging
 import os
 import platform
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -24,6 +24,7 @@ from hybridcore.config import HybridConfig
 from hybridcore.configfile import config_to_dict, dump_config
 from hybridcore.errors import AdapterNotFoundError, DivergenceError, MetricsError, TaskError
 from hybridcore.events import Event, EventBus, Listener
+from hybridcore.injection import Fault, inject, mislead
 from hybridcore.metrics import SCHEMA, MetricsWriter, plain_json
 from hybridcore.protocols import StepResult, TaskRun
 from hybridcore.records import AVERAGED, Evaluation, final_loss, loss_gap, speedup, speedup_bound
@@ -103,6 +104,7 @@ def run_task(
     progress: Listener | None = None,
     registry: Registry | None = None,
     baseline: tuple[Evaluation, ...] | None = None,
+    faults: Sequence[Fault] = (),
 ) -> RunResult:
     """Train, evaluate and record one arm.
 
@@ -113,6 +115,7 @@ def run_task(
         progress: Hears every event.
         registry: Where names are looked up; loaded from the installed plugins if None.
         baseline: Evaluations of the paired baseline; without them `speedup` and `loss_gap` stay None.
+        faults: Faults to inject; see `hybridcore.injection`.
 
     Returns:
         The result. A KeyboardInterrupt ends the run early and is noted there, not raised.
@@ -129,7 +132,7 @@ def run_task(
 
         return tune(config, out_dir=out_dir, progress=progress, registry=registry, baseline=baseline).best
     plan = plan_arm(config, arm, registry)
-    return train(plan.config, arm, plan.engine, Path(out_dir), progress, registry, baseline)
+    return train(plan.config, arm, plan.engine, Path(out_dir), progress, registry, baseline, faults)
 
 
 def train(
@@ -140,10 +143,13 @@ def train(
     progress: Listener | None,
     registry: Registry,
     baseline: tuple[Evaluation, ...] | None = None,
+    faults: Sequence[Fault] = (),
 ) -> RunResult:
     """`run_task` after the arm is planned: with this configuration, under this label."""
     task = build_task(config, registry)
     events, clock = EventBus(), Stopwatch()
+    if faults:
+        task = inject(task, faults, events)
     with MetricsWriter(out_dir / "metrics.jsonl") as writer:
         events.listen(writer)
         if progress is not None:
@@ -151,7 +157,7 @@ def train(
         with clock.paused():
             events.emit(Event.RUN_START, **_start(config, arm, task))
             (out_dir / "config.toml").write_text(dump_config(config), encoding="utf-8")
-        return _Loop(config, arm, task, events, clock, out_dir).run(engine, registry, baseline)
+        return _Loop(config, arm, task, events, clock, out_dir, faults).run(engine, registry, baseline)
 
 
 class _Loop:
@@ -165,7 +171,9 @@ class _Loop:
         events: EventBus,
         clock: Stopwatch,
         out_dir: Path,
+        faults: Sequence[Fault] = (),
     ) -> None:
+        self._faults = faults
         self._config, self._arm, self._task = config, arm, task
         self._events, self._clock, self._out_dir = events, clock, out_dir
         self._evaluations: list[Evaluation] = []
@@ -208,7 +216,7 @@ class _Loop:
             )
         from hybridcore.engine import Engine
 
-        return Engine.from_config(
+        made = Engine.from_config(
             adapter,
             self._config,
             probes=self._task.probes,
@@ -216,6 +224,8 @@ class _Loop:
             events=self._events,
             clock=self._clock,
         )
+        mislead(made.predictors.values(), self._faults, adapter, self._events)
+        return made
 
     def _train(self, stepper: Stepper) -> None:
         run, stalled = self._config.run, 0

@@ -233,6 +233,7 @@ class EngineState:
         predictor_ready: By registry name, whether it could predict now.
         default_predictor: Registry name of the predictor that the configuration names.
         window: Steps per history window.
+        raised_threshold: Confidence asked for on top of a controller's own threshold after a warning.
     """
 
     step: int
@@ -253,3 +254,4 @@ class EngineState:
     predictor_ready: dict[str, bool]
     default_predictor: str
     window: int
+    raised_threshold: float = 0.0

@@ -13,11 +13,13 @@ from numpy.typing import NDArray
 
 from hybridcore.budget import Budget
 from hybridcore.config import HybridConfig, VerdictConfig
+from hybridcore.errors import MemoryBudgetError
 from hybridcore.history import History
 from hybridcore.jumps import Jump
 from hybridcore.layout import Buckets
 from hybridcore.probes import PairedDifference, ProbeSet, paired_difference
 from hybridcore.protocols import Action, Adapter, Outcome, Snapshot, StepResult
+from hybridcore.rates import RateControl
 from hybridcore.reach import Reach
 from hybridcore.state import Statistics
 from hybridcore.verdict import Reference, Verdict, judge
@@ -54,6 +56,8 @@ class Trial:
         jumps: Jumps applied so far.
         predicted: Optimizer steps that they stand for, after all caps.
         real_steps: Real steps so far.
+        rate: Factor on the user's learning rate at the opening.
+        expected_loss: What the latest prediction promised, or, without a promise, no rise.
     """
 
     snapshot: Snapshot
@@ -79,6 +83,8 @@ class Trial:
     jumps: int = 0
     predicted: float = 0.0
     real_steps: int = 0
+    rate: float = 1.0
+    expected_loss: float = math.nan
 
     def guard_limit(self, config: VerdictConfig) -> float:
         """Training loss above which the trial fails at once."""
@@ -145,9 +151,12 @@ class TrialKeeper:
         reach: Distance travelled, taken back with a failed trial; None where nobody asks for it.
         on_probe: Called with ``(examples, loss, cost)`` after each probe.
         reserved: Bytes of the memory budget that neither history nor snapshots may take.
+        rates: Knows the factor on the learning rate, which a restored snapshot takes back.
 
     Attributes:
         trial: The open trial, or None.
+        reserved: See above; may be set.
+        release: Called when the memory budget does not hold a trial; may lower `reserved`.
         cost: Cost units spent on probes so far.
     """
 
@@ -162,12 +171,15 @@ class TrialKeeper:
         reach: Reach | None,
         on_probe: Callable[[int, float, float], None],
         reserved: int = 0,
+        rates: RateControl | None = None,
     ) -> None:
         self._adapter, self._config = adapter, config
         self._history, self._statistics = history, statistics
         self._probes, self._budget, self._reach = probes, budget, reach
-        self._on_probe, self._reserved = on_probe, reserved
+        self._on_probe, self.reserved = on_probe, reserved
+        self._rates = rates if rates is not None else RateControl(adapter)
         self.trial: Trial | None = None
+        self.release: Callable[[MemoryBudgetError], None] = lambda error: None
         self.cost = 0.0
         self._examples = 0
         self._point: Point | None = None
@@ -212,7 +224,7 @@ class TrialKeeper:
         """
         previous = self._previous if action.continuous and self._contiguous(step) else None
         snapshots = 2 if action.continuous else 1
-        self._history.reserve(self._reserved + self._adapter.snapshot_nbytes() * snapshots)
+        self._reserve(self._adapter.snapshot_nbytes() * snapshots)
         reference, progress = None, cost - self.cost
         if action.judge == "probe":
             reference, progress = self._reference(cost, predicted, previous)
@@ -234,9 +246,18 @@ class TrialKeeper:
             continuous=action.continuous,
             reach=self._reach.state_dict() if self._reach is not None else None,
             previous=previous,
+            rate=self._rates.applied,
         )
         self._previous = None
         return self.trial
+
+    def _reserve(self, nbytes: int) -> None:
+        """Make room for the trial's snapshots, if need be by giving up the good states of recovery."""
+        try:
+            self._history.reserve(self.reserved + nbytes)
+        except MemoryBudgetError as error:
+            self.release(error)
+            self._history.reserve(self.reserved + nbytes)
 
     def _contiguous(self, step: int) -> bool:
         last = self._previous
@@ -343,6 +364,7 @@ class TrialKeeper:
         self._budget.lose(float(steps), self._budget.total_seconds - origin.seconds)
         start = time.perf_counter()
         self._adapter.restore(origin.snapshot)
+        self._rates.restored(origin.rate)
         self._adapter.synchronize()
         self._budget.spend(0.0, time.perf_counter() - start)
         self._statistics.load_state_dict(origin.statistics)
@@ -355,6 +377,11 @@ class TrialKeeper:
             undone = trial.predicted + (origin.predicted if origin is not trial else 0.0)
             self._point = Point(origin.reference.losses, origin.progress + steps, origin.covered + undone)
         return trial, origin
+
+    def forget(self) -> None:
+        """Let go of references to a past that was undone."""
+        self._previous = self._point = None
+        self._unproven = 0.0
 
     def compare(self, before: NDArray[np.float64]) -> tuple[PairedDifference, str | None]:
         """Tentative test right after a jump: the paired difference, and why it is refused or None (F81)."""

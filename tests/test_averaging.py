@@ -206,16 +206,17 @@ def test_training_is_the_same_with_and_without_the_average():
 
 def test_its_memory_is_part_of_the_plan():
     plans = []
+    bare = {"recovery": {"snapshot_every": 0}}
     for tables in ({}, KEEP):
-        engine, _ = build(bowl(), configure(**tables, history={"windows": 2}), probes=[None])
+        engine, _ = build(bowl(), configure(**tables, **bare, history={"windows": 2}), probes=[None])
         drive(engine, 40)
         plans.append(engine.summary()["history_bytes"])
         assert engine.counts.jumps > 0, "opening a trial reserves anew"
     assert plans[1] - plans[0] == bowl().layout.nbytes
     tight = {"memory_budget_mib": (plans[0] + 8) / 2**20}
-    build(bowl(), configure(history=tight), probes=[None])
+    build(bowl(), configure(history=tight, **bare), probes=[None])
     with pytest.raises(MemoryBudgetError):
-        build(bowl(), configure(history=tight, **KEEP), probes=[None])
+        build(bowl(), configure(history=tight, **bare, **KEEP), probes=[None])
 
 
 def test_a_stored_mean_goes_on():

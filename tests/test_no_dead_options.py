@@ -10,16 +10,20 @@ import pytest
 from engine_lab import Proposes, Scripted, bits, bowl, build, clouds, configure, correct, drive, full, predict
 
 from hybridcore.config import (
+    AutotuneConfig,
     AverageConfig,
     BudgetConfig,
+    DivergenceConfig,
     GroupsConfig,
     HistoryConfig,
     MetricsConfig,
     PhasesConfig,
     ProbeConfig,
+    RecoveryConfig,
     VerdictConfig,
 )
 from hybridcore.controllers.fixed import Fixed, FixedConfig
+from hybridcore.errors import DivergenceError
 from hybridcore.layout import ParamGroup, ParamLayout
 from hybridcore.predictors.drift import Drift
 from hybridcore.predictors.last_update import LastUpdate
@@ -33,6 +37,9 @@ TABLES = {
     "history": HistoryConfig,
     "groups": GroupsConfig,
     "average": AverageConfig,
+    "divergence": DivergenceConfig,
+    "recovery": RecoveryConfig,
+    "autotune": AutotuneConfig,
     "metrics": MetricsConfig,
 }
 
@@ -46,6 +53,23 @@ AVERAGED = {
     "average": {"enabled": True, "share": 0.5},
     "probe": {"tentative": False},
     "verdict": {"confidence_z": 1e6, "guard_z": 1e6, "guard_factor": 1e6},
+}
+
+
+def answer(action):
+    """Recovery that answers NaN losses with one action."""
+    return {"recovery": {"policy": {"non-finite": {"critical": (action,)}}}}
+
+
+RETRY = answer("roll-back-and-retry")
+TUNING = {
+    "autotune": {"enabled": True, "patience": 1, "restart_steps": 40},
+    # Whatever falls by less than all of itself is a plateau.
+    "divergence": {"options": {"plateau": {"window": 20, "tolerance": 1.0}}},
+}
+# Gradients that shrink at all are found vanishing, check after check.
+GRUMBLING = {
+    "divergence": {"monitors": ("gradient-norm",), "options": {"gradient-norm": {"vanishing": 1.0}}},
 }
 
 # Field: two values, what else is set, and which predictor proposes.
@@ -81,6 +105,30 @@ CASES = {
     "average.share": (0.1, 0.5, AVERAGED, "last"),
     "average.max_memory": (10.0, 20.0, AVERAGED, "last"),
     "average.every": (1, 3, AVERAGED, "last"),
+    "divergence.monitors": ((), ("non-finite",), {}, "ill"),
+    "divergence.check_every": (3, 20, {}, "ill"),
+    "divergence.escalate_after": (2, 50, GRUMBLING, "ill"),
+    "divergence.options": ({}, {"plateau": {"window": 20, "tolerance": 1.0}}, {}, "ill"),
+    "recovery.policy": ({}, {"non-finite": {"critical": ("force-full-phase",)}}, {}, "ill"),
+    "recovery.forget_after": (5, 400, RETRY, "ill"),
+    "recovery.snapshot_every": (10, 45, RETRY, "ill"),
+    "recovery.prove_after": (1, 30, {"recovery": {**RETRY["recovery"], "snapshot_every": 10}}, "ill"),
+    "recovery.max_rollbacks": (0, 5, RETRY, "ill"),
+    "recovery.learning_rate_factor": (0.5, 0.9, RETRY, "ill"),
+    "recovery.predict_ratio": (0.5, 0.9, answer("reduce-predict-ratio"), "ill"),
+    "recovery.full_steps": (5, 15, answer("force-full-phase"), "ill"),
+    "recovery.raise_threshold": (0.5, 0.99, answer("raise-confidence-threshold"), "ill"),
+    "recovery.relax_steps": (5, 500, answer("reduce-predict-ratio"), "ill"),
+    "autotune.enabled": (False, True, TUNING, "ill"),
+    "autotune.restart": (False, True, TUNING, "ill"),
+    "autotune.patience": (1, 4, TUNING, "ill"),
+    "autotune.restart_factor": (2.0, 4.0, TUNING, "ill"),
+    "autotune.restart_floor": (1.0, 0.5, TUNING, "ill"),
+    "autotune.restart_steps": (20, 60, TUNING, "ill"),
+    "autotune.min_health": (0.0, 1.0, TUNING, "ill"),
+    "autotune.clipping": ("never", "always", TUNING, "ill"),
+    "autotune.clip_ratio": (1e-3, 1e-2, TUNING, "ill"),
+    "autotune.clip_health": (0.0, 1.0, TUNING, "ill"),
     "metrics.step_every": (1, 7, {}, "last"),
     "metrics.trace": (True, False, {}, "last"),
 }
@@ -111,14 +159,25 @@ def outcome(kind, tables, caplog):
         "drift": Drift,
         "wide-drift": lambda: Drift(Drift.Config(pairs=8)),
     }.get(kind, LastUpdate)()
-    full_steps = 40 if kind == "wide-drift" else 5
+    full_steps = {"wide-drift": 40, "ill": 30}.get(kind, 5)
     controller = Fixed(FixedConfig(horizon=6.0, full_steps=full_steps, correct_steps=4))
     engine, recorder = build(adapter, configure(**tables), controller, predictor, probes)
     caplog.clear()
     with caplog.at_level(logging.INFO, "hybridcore"):
-        drive(engine, 240, batches)
+        try:
+            drive(engine, 240, ailing(batches) if kind == "ill" else batches)
+        except DivergenceError as error:
+            logging.getLogger("hybridcore").warning("%s", error)
     mean = bits(engine.average.mean) if engine.average is not None else None
     return recorder.trace(), bits(adapter.snapshot()), [r.getMessage() for r in caplog.records], mean
+
+
+def ailing(batches):
+    """Batches of which some give NaN, and some a loss that is far too high."""
+    for count, (x, y) in enumerate(batches):
+        if count in (60, 61, 90, 160):
+            x = x * np.nan
+        yield (10.0 * x if 120 <= count < 126 else x), y
 
 
 def with_field(tables, field, value):

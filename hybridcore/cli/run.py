@@ -9,6 +9,7 @@ from cyclopts import Parameter
 
 from hybridcore.cli.common import errors, output, read_config, run_folder, set_up_logging
 from hybridcore.cli.progress import Progress
+from hybridcore.injection import parse_faults
 from hybridcore.records import read_run
 from hybridcore.report.table import summary_table
 from hybridcore.runner import require_unused, run_task
@@ -25,6 +26,7 @@ def run(
     arm: str = "hybrid",
     baseline: Path | None = None,
     trace: Annotated[bool, Parameter(negative=())] = False,
+    inject: str | None = None,
     out: Path | None = None,
 ) -> int:
     """Train one task and record it.
@@ -36,16 +38,25 @@ def run(
         arm: hybrid, baseline, a control (none, frozen, random), lr-xN for N times the rate, or tuned.
         baseline: Folder of a recorded baseline with the same seed; gives speed-up and loss gap.
         trace: Log every decision with its reason.
+        inject: Faults to inject, such as nan@500,spike@900; kinds: nan, spike, poison, predictor, lr,
+            plateau, weights.
         out: Folder for this run; a new one below run.directory by default.
     """
     checked, registry = read_config(config, set_ or (), framework, trace)
     measured = None if baseline is None else read_run(baseline).evaluations
+    faults = parse_faults(inject or "")
     folder = run_folder(checked, arm, out)
     require_unused(folder)
     set_up_logging(trace)
     with Progress(errors()) as progress:
         result = run_task(
-            checked, arm=arm, out_dir=folder, progress=progress, registry=registry, baseline=measured
+            checked,
+            arm=arm,
+            out_dir=folder,
+            progress=progress,
+            registry=registry,
+            baseline=measured,
+            faults=faults,
         )
     console = output()
     console.print(summary_table(result.summary))

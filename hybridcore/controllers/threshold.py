@@ -81,8 +81,9 @@ class Threshold:
             return Action(Phase.CORRECT, c.correct_steps, "Correct follows Predict")
         if not state.may_predict:
             return Action(Phase.FULL, c.full_steps, state.why_not or "Predict is not allowed")
-        if state.confidence < c.confidence_threshold:
-            reason = f"confidence {state.confidence:.3f} below {c.confidence_threshold:g}"
+        threshold = c.confidence_threshold + state.raised_threshold
+        if state.confidence < threshold:
+            reason = f"confidence {state.confidence:.3f} below {threshold:g}"
             return Action(Phase.FULL, c.full_steps, reason)
         if not state.predictor_ready.get(state.default_predictor, False):
             return Action(Phase.FULL, c.full_steps, f"predictor {state.default_predictor!r} is not ready")
@@ -100,7 +101,7 @@ class Threshold:
 
     def proceed(self, state: EngineState) -> bool:
         """Go on while the gate would still open."""
-        return state.confidence >= self.config.confidence_threshold
+        return state.confidence >= self.config.confidence_threshold + state.raised_threshold
 
     def feedback(self, outcome: Outcome) -> None:
         """The rule has no memory."""

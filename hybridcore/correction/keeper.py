@@ -248,6 +248,11 @@ class CorrectionKeeper:
         if may_act and not watched.continuous:
             self._amend(watched)
 
+    def forget(self) -> None:
+        """An earlier state came back for reasons of its own: what is being watched teaches nothing."""
+        self._open = self._asked = None
+        self._since = 0
+
     def failed(self) -> None:
         """The open trial failed; what its losses told so far teaches all the same."""
         watched, self._open = self._open, None

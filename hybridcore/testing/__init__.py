@@ -11,6 +11,7 @@ _EXPORTS = {
     "Backend": "hybridcore.testing.backends",
     "CorrectorContract": "hybridcore.testing.corrector_contract",
     "DynamicsContract": "hybridcore.testing.dynamics_contract",
+    "MonitorContract": "hybridcore.testing.monitor_contract",
     "PredictorContract": "hybridcore.testing.predictor_contract",
     "TrajectoryAdapter": "hybridcore.testing.trajectories",
     "synthetic_history": "hybridcore.testing.trajectories",
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from hybridcore.testing.backends import Backend
     from hybridcore.testing.corrector_contract import CorrectorContract
     from hybridcore.testing.dynamics_contract import DynamicsContract
+    from hybridcore.testing.monitor_contract import MonitorContract
     from hybridcore.testing.predictor_contract import PredictorContract
     from hybridcore.testing.trajectories import TrajectoryAdapter, synthetic_history
 
@@ -30,6 +32,7 @@ __all__ = [
     "Backend",
     "CorrectorContract",
     "DynamicsContract",
+    "MonitorContract",
     "PredictorContract",
     "TrajectoryAdapter",
     "synthetic_history",

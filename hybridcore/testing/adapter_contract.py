@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from hybridcore.errors import BatchError, DeltaError, SnapshotError
 from hybridcore.layout import Buckets, ParamGroup
-from hybridcore.protocols import API_VERSION, Adapter
+from hybridcore.protocols import API_VERSION, Adapter, ClippingAdapter, RateAdapter
 
 __all__ = ["AdapterContract", "AdapterFixture"]
 
@@ -274,6 +274,85 @@ class AdapterContract:
         with pytest.raises(KeyError), adapter.weights(_buckets(adapter, _random(adapter, 10))):
             raise KeyError
         assert _same(_values(adapter), before)
+
+    # What only some adapters can do
+
+    def test_capabilities_and_methods_go_together(self) -> None:
+        adapter = self.make().adapter
+        assert isinstance(adapter, RateAdapter) == ("learning-rate" in adapter.capabilities)
+        assert isinstance(adapter, ClippingAdapter) == ("adaptive-clipping" in adapter.capabilities)
+
+    def rated(self) -> tuple[AdapterFixture, RateAdapter]:
+        """A fixture, and its adapter if it can change the learning rate."""
+        fixture = self.make()
+        if not isinstance(fixture.adapter, RateAdapter):
+            pytest.skip("the adapter has no capability 'learning-rate'")
+        return fixture, fixture.adapter
+
+    def test_learning_rate_is_scaled_from_the_next_step_on(self) -> None:
+        """F40."""
+        fixture, adapter = self.rated()
+        _train(fixture)
+        rate = adapter.learning_rate
+        adapter.scale_learning_rate(0.25)
+        assert adapter.learning_rate == pytest.approx(0.25 * rate, rel=1e-6)
+        _train(fixture, 1)
+        assert adapter.learning_rate == pytest.approx(0.25 * rate, rel=0.2), (
+            "apart from a schedule's own step"
+        )
+
+    def test_a_tiny_learning_rate_makes_tiny_steps(self) -> None:
+        fixture, adapter = self.rated()
+        _train(fixture)
+        point, before = adapter.snapshot(), _values(adapter)
+        _train(fixture, 1)
+        usual = sum(float(np.abs(a - b).sum()) for a, b in zip(_values(adapter), before, strict=True))
+        adapter.restore(point)
+        adapter.scale_learning_rate(2.0**-20)
+        _train(fixture, 1)
+        tiny = sum(float(np.abs(a - b).sum()) for a, b in zip(_values(adapter), before, strict=True))
+        assert tiny <= 1e-3 * usual
+
+    def test_scaling_there_and_back_changes_nothing(self) -> None:
+        fixture, adapter = self.rated()
+        _train(fixture)
+        point, want = adapter.snapshot(), _train(fixture)
+        adapter.restore(point)
+        adapter.scale_learning_rate(0.5)
+        adapter.scale_learning_rate(2.0)
+        assert _train(fixture) == want
+
+    def test_a_snapshot_takes_the_learning_rate_back(self) -> None:
+        """F40: the factor belongs to the state."""
+        fixture, adapter = self.rated()
+        _train(fixture)
+        point, rate, want = adapter.snapshot(), adapter.learning_rate, _train(fixture)
+        adapter.scale_learning_rate(0.125)
+        adapter.restore(point)
+        assert adapter.learning_rate == rate
+        assert _train(fixture) == want
+
+    def test_adaptive_clipping_shortens_what_is_long_and_nothing_else(self) -> None:
+        """F69: a huge ratio changes nothing, a tiny one nearly stops the gradient, None ends it."""
+        fixture = self.make()
+        adapter = fixture.adapter
+        if not isinstance(adapter, ClippingAdapter):
+            pytest.skip("the adapter has no capability 'adaptive-clipping'")
+        _train(fixture)
+        point = adapter.snapshot()
+
+        def norm(ratio: float | None) -> float:
+            adapter.restore(point)
+            adapter.clip_adaptively(ratio)
+            return adapter.train_step(fixture.batches[0]).grad_norm
+
+        free = norm(None)
+        if math.isnan(free):
+            pytest.skip("the adapter measures no gradient norm")
+        assert norm(1e9) == pytest.approx(free, rel=1e-5)
+        weights = math.sqrt(sum(float((v * v).sum()) for v in _values(adapter)))
+        assert norm(1e-6) <= 1e-6 * (weights + 1.0)
+        assert norm(None) == free
 
     # Real steps
 

@@ -21,6 +21,7 @@ from hybridcore_torch.jump_rules import drop_curvature_pairs, has_velocity, mome
 from hybridcore_torch.losses import Autocast, LossCaller
 from hybridcore_torch.modes import BufferGuard, evaluation_mode, fixed_randomness, tracked_norms
 from hybridcore_torch.parameters import collect, unwrap
+from hybridcore_torch.rates import scale_rates
 from hybridcore_torch.snapshot import SnapshotKeeper, TorchSnapshot
 from hybridcore_torch.statistics import refresh
 from hybridcore_torch.steps import StepRunner
@@ -55,7 +56,8 @@ class TorchAdapter:
 
     Attributes:
         capabilities: ``"batch-statistics"`` where BatchNorm layers learn running statistics, next to
-            ``"accumulation"``, ``"closure"`` and ``"mixed-precision"``.
+            ``"accumulation"``, ``"adaptive-clipping"``, ``"closure"``, ``"learning-rate"`` and
+            ``"mixed-precision"``.
 
     Raises:
         ModelError: There is nothing to train, or the arguments exclude each other.
@@ -91,7 +93,13 @@ class TorchAdapter:
         self.name = "torch"
         self.api_version = API_VERSION
         self.xp: ModuleType = array_api_compat.torch
-        capabilities = {"accumulation", "closure", "mixed-precision"}
+        capabilities = {
+            "accumulation",
+            "adaptive-clipping",
+            "closure",
+            "learning-rate",
+            "mixed-precision",
+        }
         self.layout: ParamLayout
         self.layout, params = collect(model, optimizer)
         self.device = str(params[0].device)
@@ -248,6 +256,17 @@ class TorchAdapter:
     def learning_rate(self) -> float:
         """Learning rate of the optimizer's first group, now."""
         return float(self.optimizer.param_groups[0]["lr"])
+
+    def scale_learning_rate(self, factor: float) -> None:
+        """Multiply the learning rate of every group, and all later rates of the scheduler (F40).
+
+        A scheduler that is not known here (argument `scheduler`) may undo it with its next step.
+        """
+        scale_rates(self.optimizer, self.scheduler, factor)
+
+    def clip_adaptively(self, ratio: float | None) -> None:
+        """Clip gradients unit by unit in `train_step`, relative to the weights; None ends it (F69)."""
+        self._runner.unit_ratio = ratio
 
     @property
     def momentum_memory(self) -> float:

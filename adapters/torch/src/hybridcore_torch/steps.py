@@ -13,6 +13,7 @@ from torch import nn
 
 from hybridcore.errors import ModelError
 from hybridcore.protocols import StepResult
+from hybridcore_torch.adaptive_clipping import clip_units
 from hybridcore_torch.batches import n_examples, split
 from hybridcore_torch.jump_rules import scale_velocity
 from hybridcore_torch.losses import LossCaller
@@ -87,6 +88,7 @@ class StepRunner:
         self._last_norm = math.nan
         self._inside = False
         self.pending = False
+        self.unit_ratio: float | None = None
         self.real_steps = 0
         self._backwards = 0
         self.before_step: Callable[[], None] | None = None
@@ -147,7 +149,8 @@ class StepRunner:
             updated = False
         else:
             updated = self._update(evaluate, loss)
-        return StepResult(value, norm, not updated, count, self._backwards)
+        overflow = not updated and self._scaler is not None and math.isfinite(value)
+        return StepResult(value, norm, not updated, count, self._backwards, overflow)
 
     def _update(self, evaluate: Evaluate, loss: torch.Tensor) -> bool:
         """Let the optimizer change the weights; False where it, or its scaler, did not."""
@@ -202,6 +205,8 @@ class StepRunner:
         """Unscale, measure and clip the gradients; loss and norm as numbers, in one wait for the device."""
         if self._scaler is not None:
             self._scaler.unscale_(self._optimizer)
+        if self.unit_ratio is not None:
+            clip_units([p for p in self._params if p.grad is not None], self.unit_ratio)
         if not self._measure:
             return loss.item(), math.nan
         gradients = [p.grad for p in self._params if p.grad is not None]
