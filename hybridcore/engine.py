@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+import array_api_compat.numpy as compat_numpy
 import numpy as np
 
 from hybridcore.averaging import RunningAverage
@@ -20,6 +21,7 @@ from hybridcore.counts import Counts
 from hybridcore.divergence import DivergenceWatch, build_monitors
 from hybridcore.errors import MemoryBudgetError, PluginError, PredictionError
 from hybridcore.events import Event, EventBus
+from hybridcore.foresight import Foresight
 from hybridcore.history import History
 from hybridcore.leaps import Leaps
 from hybridcore.phases import PhaseMachine
@@ -29,6 +31,7 @@ from hybridcore.protocols import (
     Adapter,
     Controller,
     Corrector,
+    Dynamics,
     Monitor,
     Outcome,
     Phase,
@@ -66,6 +69,7 @@ class Engine:
         clock: Training time.
         corrector: Learns from residuals and corrects; nothing is corrected if None.
         monitors: Watch for divergence; those that the configuration names if None.
+        dynamics: Foretells the loss; nothing does if None.
 
     Example:
         >>> from hybridcore.reference import quadratic
@@ -90,6 +94,7 @@ class Engine:
         clock: Stopwatch | None = None,
         corrector: Corrector | None = None,
         monitors: Iterable[Monitor] | None = None,
+        dynamics: Dynamics | None = None,
     ) -> None:
         self.adapter, self.config, self.controller = adapter, config, controller
         self.predictors = dict(predictors)
@@ -177,6 +182,19 @@ class Engine:
             self.recovery.restraint,
             self.recovery.refused,
         )
+        self.foresight: Foresight | None = None
+        if dynamics is not None:
+            self.foresight = Foresight(
+                dynamics,
+                config,
+                adapter,
+                self.statistics,
+                self.history,
+                self.machine,
+                self.counts,
+                list(self.predictors),
+                compat_numpy,
+            )
         self._normalised: bool | None = None
         self._started = 0.0
         self._awake_since = 0
@@ -199,7 +217,7 @@ class Engine:
         events: EventBus | None = None,
         clock: Stopwatch | None = None,
     ) -> Engine:
-        """Build the controller, the predictors and the corrector that the configuration names.
+        """Build the components that the configuration names.
 
         Args:
             adapter: Model and optimizer.
@@ -213,40 +231,22 @@ class Engine:
             PluginError: A name is unknown.
             ConfigError: A component's own table is wrong.
         """
-        from hybridcore.components import build_component
+        from hybridcore.assembly import build_parts
         from hybridcore.plugins import load_registry
 
         registry = registry or load_registry(config.plugins.load, config.plugins.block)
-        controller = build_component(
-            registry.get("controller", config.controller.name),
-            config.controller.options.get(config.controller.name, {}),
-            f"controller.{config.controller.name}",
-        )
-        names = dict.fromkeys([config.predictor.name, *getattr(controller, "portfolio", ())])
-        predictors = {
-            name: build_component(
-                registry.get("predictor", name),
-                config.predictor.options.get(name, {}),
-                f"predictor.{name}",
-            )
-            for name in names
-        }
-        corrector = build_component(
-            registry.get("corrector", config.correction.name),
-            config.correction.options.get(config.correction.name, {}),
-            f"correction.{config.correction.name}",
-        )
-        monitors = build_monitors(config.divergence, registry)
+        parts = build_parts(config, registry)
         return cls(
             adapter,
             config,
-            controller,
-            predictors,
+            parts.controller,
+            parts.predictors,
             probes=probes,
             events=events,
             clock=clock,
-            corrector=corrector,
-            monitors=monitors,
+            corrector=parts.corrector,
+            monitors=parts.monitors,
+            dynamics=parts.dynamics,
         )
 
     # -- the loop ----------------------------------------------------------------------------------
@@ -323,6 +323,8 @@ class Engine:
         if result.skipped:
             counts.skipped += 1
             self._reporter.emit(Event.STEP_SKIPPED, phase=self.phase.value, loss=result.loss)
+            if self.foresight is not None:
+                self.foresight.interrupt()
         elif math.isfinite(result.loss):
             self._learn(record)
         if not result.overflow:
@@ -344,6 +346,8 @@ class Engine:
                 self.average.after_step(self.adapter)
         self._measure_reach()
         self.corrections.note(record.loss)
+        if self.foresight is not None:
+            self.foresight.observe(record)
         self._reporter.real_step(record)
 
     def _measure_reach(self) -> None:
@@ -467,6 +471,7 @@ class Engine:
             "cost": counts.cost,
             "elapsed": self.clock.elapsed(),
             **self.recovery.summary(),
+            **(self.foresight.summary() if self.foresight is not None else {}),
         }
 
     # -- phases ------------------------------------------------------------------------------------
@@ -478,6 +483,8 @@ class Engine:
 
     def _boundary(self) -> None:
         """Let the controller choose until a phase begins that takes batches."""
+        if self.foresight is not None:
+            self.foresight.train(self._trials.examples)
         while self.machine.at_boundary:
             state = self._state()
             action = self.controller.choose(state)
@@ -521,6 +528,9 @@ class Engine:
         straightness = self.history.straightness()
         if confidence is None:
             confidence = min(max(straightness, 0.0), 1.0) if math.isfinite(straightness) else 0.0
+            if self.foresight is not None and confidence > 0.0:
+                name, horizon = next(iter(self.predictors)), float(self.history.window)
+                confidence = min(confidence, self.foresight.confidence(name, horizon))
         _, rule = self.machine.permitted(Phase.PREDICT) if self.phase is not Phase.PREDICT else (None, None)
         why_not = rule or self._why_not()
         return EngineState(
@@ -538,6 +548,7 @@ class Engine:
             peak_learning_rate=self.statistics.peak_learning_rate,
             momentum_memory=self.adapter.momentum_memory,
             normalised=self._is_normalised(),
+            forecast=self.foresight.forecast if self.foresight is not None else None,
             statistics=self.statistics,
             predictor_ready={n: p.ready(self.history) for n, p in self.predictors.items()},
             default_predictor=next(iter(self.predictors)),
@@ -608,6 +619,8 @@ class Engine:
         self._enter(Phase.PREDICT, 0, action.reason, quiet=self._in_continuous_trial)
         self.counts.predicted_steps += max(0.0, jump.horizon)
         self._leaps.landed(jump, action.reason, share=1.0, continuous=action.continuous)
+        if self.foresight is not None:
+            self.foresight.jumped(action)
         if not action.continuous:
             self._awake_since = self.counts.real_steps
 
@@ -666,6 +679,8 @@ class Engine:
             self.average.restart()
         self._leaps.pending = None
         self.corrections.failed()
+        if self.foresight is not None:
+            self.foresight.interrupt()
         self.recovery.trial_failed()
         self.counts.failed += 1
         self.counts.rollbacks += 1

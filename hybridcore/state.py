@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from collections import deque
+from collections.abc import Callable
 from typing import Any
 
 import attrs
 import numpy as np
 from numpy.typing import NDArray
 
-from hybridcore.protocols import Phase, StepRecord
+from hybridcore.protocols import Action, Phase, Rollout, StepRecord
 
 __all__ = ["FEATURE_NAMES", "EngineState", "Statistics"]
 
@@ -229,6 +230,7 @@ class EngineState:
         peak_learning_rate: Highest so far.
         momentum_memory: Steps the optimizer's first moment remembers.
         normalised: Whether the optimizer divides its updates by the gradient's size, like Adam.
+        forecast: Gives the training losses that follow an action, by the dynamics model; None without one.
         statistics: Losses and gradient norms.
         predictor_ready: By registry name, whether it could predict now.
         default_predictor: Registry name of the predictor that the configuration names.
@@ -250,6 +252,7 @@ class EngineState:
     peak_learning_rate: float
     momentum_memory: float
     normalised: bool
+    forecast: Callable[[Action, int], Rollout] | None
     statistics: Statistics
     predictor_ready: dict[str, bool]
     default_predictor: str

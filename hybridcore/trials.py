@@ -191,6 +191,11 @@ class TrialKeeper:
         self.seconds_per_probe = 0.0
 
     @property
+    def examples(self) -> int:
+        """Examples of a real step; 0 while unknown."""
+        return self._examples
+
+    @property
     def steps_left(self) -> int:
         """Real steps until the open trial's verdict; 0 without one."""
         return max(0, self.trial.settle - self.trial.real_steps) if self.trial is not None else 0

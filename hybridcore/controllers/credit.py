@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
 import attrs
 
 from hybridcore.config import between
 from hybridcore.controllers.factor import FactorSearch
-from hybridcore.protocols import API_VERSION, Action, Outcome, Phase
+from hybridcore.protocols import API_VERSION, Action, Outcome, Phase, Rollout
 from hybridcore.state import EngineState
 
 __all__ = ["Credit"]
@@ -32,6 +32,8 @@ class CreditConfig:
         factor_low: Smallest multiple of the reach that such comparisons may choose.
         factor_high: Largest multiple.
         factor_z: Standard errors by which the other horizon must win.
+        foresight: Where a dynamics model is configured, each trial tries the horizon, or one `factor_step`
+            times as long or short, whichever promises the lowest training loss at the trial's end.
         factor_pause: Real steps of pause after a comparison that changes nothing; doubles with each in a row.
     """
 
@@ -46,6 +48,7 @@ class CreditConfig:
     factor_high: float = attrs.field(default=4.0, validator=between(1.0))
     factor_z: float = attrs.field(default=2.0, validator=between(0.0))
     factor_pause: int = attrs.field(default=60, validator=between(0))
+    foresight: bool = False
 
 
 class Credit:
@@ -79,6 +82,7 @@ class Credit:
         self._next_probe = 1
         self._gap = 1
         self._waits = 0
+        self._outlook = 1.0
         self._factor = FactorSearch(
             step=c.factor_step, low=c.factor_low, high=c.factor_high, z=c.factor_z, pause=c.factor_pause
         )
@@ -94,7 +98,9 @@ class Credit:
         search = self._factor
         if opening and state.normalised and state.may_predict and not fading and self._h >= worth:
             search.begin(state.step)
-        target = search.value * reach / self._divisor
+        if opening and c.foresight and state.forecast is not None:
+            self._outlook = self._best_outlook(state, state.forecast)
+        target = self._outlook * search.value * reach / self._divisor
         allowed = self._h * c.growth ** min(max(1, state.step - self._step), 100)
         self._h = max(1.0, min(target, allowed))
         self._step = state.step
@@ -132,6 +138,20 @@ class Credit:
             continuous=True,
             averaged=probe or self._trials + 2 >= self._next_probe or search.comparing or search.due(near),
         )
+
+    def _best_outlook(self, state: EngineState, forecast: Callable[[Action, int], Rollout]) -> float:
+        """Ratio of the horizon with the lowest forecast, plus one deviation of what the model ignores."""
+        c = self.config
+
+        def promised(ratio: float) -> float:
+            horizon = max(self._h * ratio - 1.0, 0.0)
+            action = Action(Phase.PREDICT, 0, "", predictor=state.default_predictor, horizon=horizon)
+            rollout = forecast(action, c.window)
+            return float(rollout.mean[-1]) + math.sqrt(max(float(rollout.epistemic[-1]), 0.0))
+
+        ratios = (1.0, c.factor_step, 1.0 / c.factor_step)
+        best = min(ratios, key=promised)
+        return best if math.isfinite(promised(best)) else 1.0
 
     def _rest(self, state: EngineState, reason: str) -> Action:
         wait = state.next_sample - state.step - 2

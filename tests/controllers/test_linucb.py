@@ -33,6 +33,7 @@ def state(**fields):
         "peak_learning_rate": 0.1,
         "momentum_memory": 1.0,
         "normalised": False,
+        "forecast": None,
         "statistics": Statistics(),
         "predictor_ready": {"last-update": True, "drift": True},
         "default_predictor": "last-update",

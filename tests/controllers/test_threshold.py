@@ -31,6 +31,7 @@ def state(**fields):
         "peak_learning_rate": 0.1,
         "momentum_memory": 1.0,
         "normalised": False,
+        "forecast": None,
         "statistics": Statistics(),
         "predictor_ready": {"drift": True},
         "default_predictor": "drift",
