@@ -18,6 +18,9 @@ __all__ = ["BucketStore"]
 
 Leaves = list[Any]
 
+Cuts = tuple[tuple[int, int, tuple[int, ...], str, int], ...]
+"""Start, stop, shape, dtype and group number of each parameter of a bucket."""
+
 _GROUPS = tuple(ParamGroup)
 
 
@@ -38,14 +41,9 @@ class BucketStore:
             for b in range(len(self.layout.bucket_sizes))
         ]
         self._members = members
-        self._devices: list[Any] = [None] * len(members)
         specs = [[self.layout.params[i] for i in rows] for rows in members]
-        self._read = [jax.jit(_concatenate)] * len(members)
-        self._add = [jax.jit(_add)] * len(members)
-        self._write = [jax.jit(partial(_cut, [(p.offset, p.stop, p.shape, p.dtype) for p in s])) for s in specs]
-        self._apply = [
-            jax.jit(partial(_apply, [(p.offset, p.stop, p.shape, _GROUPS.index(p.group)) for p in s]))
-            for s in specs
+        self._cuts: list[Cuts] = [
+            tuple((p.offset, p.stop, p.shape, p.dtype, _GROUPS.index(p.group)) for p in s) for s in specs
         ]
 
     def pieces(self, leaves: Leaves) -> Leaves:
@@ -87,9 +85,7 @@ class BucketStore:
     def read(self, leaves: Leaves) -> Buckets:
         """Fresh buckets with the parameters."""
         pieces = self.pieces(leaves)
-        return tuple(
-            read([pieces[i] for i in rows]) for read, rows in zip(self._read, self._members, strict=True)
-        )
+        return tuple(_read([pieces[i] for i in rows]) for rows in self._members)
 
     def add(self, into: Buckets, leaves: Leaves, weight: float, decay: float) -> Buckets:
         """``decay * into + weight * params`` in one pass.
@@ -100,8 +96,8 @@ class BucketStore:
         pieces = self.pieces(leaves)
         into = self.accept(into, "into", pieces)
         return tuple(
-            add(old, [pieces[i] for i in rows], weight, decay)
-            for add, old, rows in zip(self._add, into, self._members, strict=True)
+            _add(old, [pieces[i] for i in rows], weight, decay)
+            for old, rows in zip(into, self._members, strict=True)
         )
 
     def write(self, leaves: Leaves, buckets: Buckets) -> Leaves:
@@ -111,10 +107,9 @@ class BucketStore:
             DeltaError: The buckets do not fit the layout.
         """
         pieces = self.pieces(leaves)
-        for cut, bucket, rows in zip(
-            self._write, self.accept(buckets, "buckets", pieces), self._members, strict=True
-        ):
-            for i, piece in zip(rows, cut(bucket), strict=True):
+        accepted = self.accept(buckets, "buckets", pieces)
+        for cuts, bucket, rows in zip(self._cuts, accepted, self._members, strict=True):
+            for i, piece in zip(rows, _cut(cuts, bucket), strict=True):
                 pieces[i] = piece
         return self.replaced(leaves, pieces)
 
@@ -129,8 +124,8 @@ class BucketStore:
         pieces = self.pieces(leaves)
         deltas = self.accept(deltas, "deltas", pieces)
         factors = np.asarray([scale * (groups or {}).get(g, 1.0) for g in _GROUPS])
-        for apply, delta, rows in zip(self._apply, deltas, self._members, strict=True):
-            moved = apply([pieces[i] for i in rows], delta, factors)
+        for cuts, delta, rows in zip(self._cuts, deltas, self._members, strict=True):
+            moved = _apply(cuts, [pieces[i] for i in rows], delta, factors)
             for i, piece in zip(rows, moved, strict=True):
                 pieces[i] = piece
         return self.replaced(leaves, pieces)
@@ -166,26 +161,28 @@ def _flat(pieces: Sequence[Any]) -> Any:
     return jnp.concatenate([jnp.ravel(x).astype(jnp.float32) for x in pieces])
 
 
-def _concatenate(pieces: Sequence[Any]) -> Any:
+@jax.jit
+def _read(pieces: Sequence[Any]) -> Any:
     # Without the copy a single flat parameter would be handed out itself, and donating it would delete both.
     return jnp.copy(_flat(pieces)) if len(pieces) == 1 else _flat(pieces)
 
 
+@jax.jit
 def _add(into: Any, pieces: Sequence[Any], weight: Any, decay: Any) -> Any:
     kept = jnp.where(decay == 0.0, 0.0, decay * into)  # NaN in a bucket to be overwritten must not stay
     return kept + weight * _flat(pieces)
 
 
-def _cut(cuts: Sequence[tuple[int, int, tuple[int, ...], str]], bucket: Any) -> list[Any]:
-    parts = [bucket[a:b].reshape(shape).astype(dtype) for a, b, shape, dtype in cuts]
+@partial(jax.jit, static_argnums=0)
+def _cut(cuts: Cuts, bucket: Any) -> list[Any]:
+    parts = [bucket[a:b].reshape(shape).astype(dtype) for a, b, shape, dtype, _ in cuts]
     return [jnp.copy(parts[0])] if len(parts) == 1 else parts
 
 
-def _apply(
-    cuts: Sequence[tuple[int, int, tuple[int, ...], int]], pieces: Sequence[Any], delta: Any, factors: Any
-) -> list[Any]:
+@partial(jax.jit, static_argnums=0)
+def _apply(cuts: Cuts, pieces: Sequence[Any], delta: Any, factors: Any) -> list[Any]:
     moved = []
-    for (a, b, shape, group), piece in zip(cuts, pieces, strict=True):
+    for (a, b, shape, _, group), piece in zip(cuts, pieces, strict=True):
         wide = jnp.promote_types(piece.dtype, jnp.float32)
         factor = factors[group].astype(wide)
         step = jnp.where(factor == 0.0, 0.0, factor * delta[a:b].reshape(shape).astype(wide))

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import optax
 
@@ -31,8 +32,8 @@ def build_optimizer(spec: OptimizerSpec) -> optax.GradientTransformation:
     rules: dict[str, list[optax.GradientTransformation]] = {
         "sgd": decay,
         "momentum": [*decay, optax.trace(spec.momentum)],
-        "adam": [*decay, optax.scale_by_adam()],
-        "adamw": [optax.scale_by_adam(), *decay],
+        "adam": [*decay, _scale_by_adam()],
+        "adamw": [_scale_by_adam(), *decay],
     }
     if spec.name not in rules:
         raise TaskError(
@@ -46,6 +47,31 @@ def build_optimizer(spec: OptimizerSpec) -> optax.GradientTransformation:
     constant = spec.schedule == "constant" and spec.warmup_steps == 0
     rate: Any = spec.learning_rate if constant else _traced_schedule(spec)
     return optax.chain(*rules[spec.name], optax.scale_by_learning_rate(rate))
+
+
+def _scale_by_adam(b1: float = 0.9, b2: float = 0.999, epsilon: float = 1e-8) -> optax.GradientTransformation:
+    """Adam (Kingma and Ba 2015, algorithm 1) with bias corrections that are exact in float32.
+
+    `optax.scale_by_adam` takes ``1 - b2 ** count`` in float32, which is off by 1e-5 at the first steps, where
+    PyTorch computes it in double precision.
+    """
+
+    def init(params: Any) -> optax.ScaleByAdamState:
+        zeros = optax.tree.zeros_like(params)
+        return optax.ScaleByAdamState(jnp.zeros((), jnp.int32), zeros, optax.tree.zeros_like(params))
+
+    def update(gradients: Any, state: Any, params: Any = None) -> tuple[Any, optax.ScaleByAdamState]:
+        count = optax.safe_increment(state.count)
+        mu = jax.tree.map(lambda m, g: b1 * m + (1.0 - b1) * g, state.mu, gradients)
+        nu = jax.tree.map(lambda v, g: b2 * v + (1.0 - b2) * (g * g), state.nu, gradients)
+
+        def step(m: Any, v: Any) -> Any:
+            first, second = (-jnp.expm1(count.astype(m.dtype) * math.log(b)) for b in (b1, b2))
+            return (m / first) / (jnp.sqrt(v / second) + epsilon)
+
+        return jax.tree.map(step, mu, nu), optax.ScaleByAdamState(count, mu, nu)
+
+    return optax.GradientTransformation(init, update)
 
 
 def schedule_factor(spec: OptimizerSpec, step: int) -> float:

@@ -45,7 +45,7 @@ class NnxModel(Parts):
         ) -> tuple[Any, Any]:
             module = nnx.merge(self._definition, params, state)
             if not training:
-                live = [m for _, m in module.iter_modules() if _learns(m)]
+                live = [m for _, m in nnx.iter_modules(module) if _learns(m)]
                 module.eval()
                 for norm in live:
                     norm.use_running_average = not batch_statistics
@@ -76,7 +76,7 @@ def _learns(module: Any) -> bool:
 def _groups(module: nnx.Module) -> dict[str, ParamGroup]:
     """Kinds of parameters by the layer that holds them."""
     found: dict[str, ParamGroup] = {}
-    for path, layer in module.iter_modules():
+    for path, layer in nnx.iter_modules(module):
         kind = ParamGroup.EMBEDDING if isinstance(layer, nnx.Embed) else None
         kind = ParamGroup.NORM if isinstance(layer, _NORMS) else kind
         if kind is not None:

@@ -44,6 +44,7 @@ def noisy_batches(shape: Mapping[str, Any], batches: Any) -> Any:
     """Batches with the gradient noise of each step, in the order in which the NumPy adapter draws it."""
     if not shape["noise"]:
         yield from batches
+        return
     size, rng = np.asarray(shape["optimum"]).shape, shape["rng"]
     for _ in batches:
         yield (shape["noise"] * rng.standard_normal(size),)
