@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -31,7 +32,7 @@ def mlp(sizes=(6, 8, 8, 3), dtype=jnp.float32):
             "w": jnp.asarray(rng.standard_normal((a, b)) / np.sqrt(a), dtype),
             "bias": jnp.zeros(b, dtype),
         }
-        for a, b in zip(sizes[:-1], sizes[1:], strict=True)
+        for a, b in itertools.pairwise(sizes)
     ]
 
 
@@ -42,7 +43,9 @@ def logits(params, x):
 
 
 def loss_fn(params, batch):
-    return cross_entropy(logits(params, batch[0]).astype(jnp.promote_types(batch[0].dtype, jnp.float32)), batch[1])
+    return cross_entropy(
+        logits(params, batch[0]).astype(jnp.promote_types(batch[0].dtype, jnp.float32)), batch[1]
+    )
 
 
 @functools.cache
@@ -60,9 +63,7 @@ def fixture(model, optimizer, batches, loss=loss_fn, random_steps=False, **optio
 
     def weights():
         trained = options.get("trainable") or (lambda name: True)
-        return {
-            n: np.asarray(v, np.float64).copy() for n, v in named_leaves(adapter.params) if trained(n)
-        }
+        return {n: np.asarray(v, np.float64).copy() for n, v in named_leaves(adapter.params) if trained(n)}
 
     return AdapterFixture(
         adapter=adapter,

@@ -170,4 +170,3 @@ def equinox_fixture():
 class TestEquinox(AdapterContract):
     def make(self):
         return equinox_fixture()
-

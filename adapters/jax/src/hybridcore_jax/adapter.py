@@ -343,7 +343,8 @@ class JaxAdapter:
 
     def synchronize(self) -> None:
         """Wait until the devices have finished."""
-        jax.block_until_ready(self._state)
+        wait: Any = jax.block_until_ready
+        wait(self._state)
 
     def state_dict(self) -> dict[str, Any]:
         """Counters, as plain data."""
@@ -368,5 +369,7 @@ class JaxAdapter:
         """
         self._plan.check(params, "hybrid.advance(params, ...)")
         self._shared = True  # the host may donate these arrays to its next step
-        self._state = self._access.put(self._access.put(self._state, "params", params), "opt_state", opt_state)
+        self._state = self._access.put(
+            self._access.put(self._state, "params", params), "opt_state", opt_state
+        )
         self._count(result)

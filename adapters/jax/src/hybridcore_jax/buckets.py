@@ -54,7 +54,9 @@ class BucketStore:
         for row in self.plan.rows:
             if row.leaf not in shards:
                 leaf = leaves[row.leaf]
-                shards[row.leaf] = {str(s.index): s.data for s in leaf.addressable_shards if s.replica_id == 0}
+                shards[row.leaf] = {
+                    str(s.index): s.data for s in leaf.addressable_shards if s.replica_id == 0
+                }
         try:
             return [shards[row.leaf][str(row.index)] for row in self.plan.rows]
         except KeyError as error:

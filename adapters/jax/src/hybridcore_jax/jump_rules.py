@@ -119,7 +119,9 @@ def _pairs(trace: Any, gradients: Any) -> list[tuple[Any, Any]]:
 
     leaves = jax.tree.leaves(trace, is_leaf=masked)
     return [
-        (m, g) for m, g in zip(leaves, jax.tree.leaves(gradients), strict=True) if not isinstance(m, optax.MaskedNode)
+        (m, g)
+        for m, g in zip(leaves, jax.tree.leaves(gradients), strict=True)
+        if not isinstance(m, optax.MaskedNode)
     ]
 
 

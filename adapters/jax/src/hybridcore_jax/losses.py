@@ -14,7 +14,7 @@ from hybridcore.errors import BatchError, HybridCoreError, ModelError, ProbeErro
 __all__ = ["LossCaller", "LossFunction"]
 
 LossFunction = Callable[..., Any]
-"""``loss_fn(params, batch)`` and any of the keywords ``state``, ``key``, ``training``, ``batch_statistics``."""
+"""``loss_fn(params, batch)``, and any of the keywords that `LossCaller` lists."""
 
 _KEYWORDS = ("state", "key", "training", "batch_statistics")
 
@@ -113,8 +113,16 @@ class LossCaller:
             )
         return losses, new
 
-    def per_example(self, params: Any, state: Any, key: Any, batch: Any, *, training: bool = False,
-                    batch_statistics: bool = True) -> jax.Array:
+    def per_example(
+        self,
+        params: Any,
+        state: Any,
+        key: Any,
+        batch: Any,
+        *,
+        training: bool = False,
+        batch_statistics: bool = True,
+    ) -> jax.Array:
         """Losses of shape (n,); further axes are averaged.
 
         Raises:

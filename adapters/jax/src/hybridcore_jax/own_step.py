@@ -79,12 +79,14 @@ class OwnStepRunner:
         if not isinstance(result, tuple) or len(result) != 2:
             raise self._wrong(type(result).__name__)
         new, told = result
-        if jax.tree.structure(new) != jax.tree.structure(state):
+        found: Any = jax.tree.structure(new)
+        wanted: Any = jax.tree.structure(state)
+        if found != wanted:
             raise ModelError(
                 "the train step changed the structure of its state",
                 where="train_step(state, batch)",
-                got=str(jax.tree.structure(new))[:200],
-                expected=str(jax.tree.structure(state))[:200],
+                got=str(found)[:200],
+                expected=str(wanted)[:200],
                 fix="return the same containers that came in",
             )
         norm = math.nan

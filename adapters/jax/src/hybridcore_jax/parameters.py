@@ -103,7 +103,7 @@ def as_arrays(params: Any) -> Any:
                 fix="keep settings out of the tree of parameters",
             )
         dtype = jnp.asarray(leaf).dtype if isinstance(leaf, float) else leaf.dtype
-        if not jax.config.jax_enable_x64 and dtype in (np.float64, np.complex128):
+        if jnp.result_type(float) != np.float64 and dtype in (np.float64, np.complex128):
             raise ModelError(
                 "a parameter has double precision, which JAX has switched off",
                 where=name,

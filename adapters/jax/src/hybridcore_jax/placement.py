@@ -22,7 +22,8 @@ def beside(state: Any, params: Any) -> Any:
     mesh = getattr(leaf.sharding, "mesh", None)
     if mesh is None:
         return state
-    everywhere = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+    spec: Any = jax.sharding.PartitionSpec
+    everywhere = jax.sharding.NamedSharding(mesh, spec())
     return jax.tree.map(
         lambda x: x if x.sharding.device_set == devices else jax.device_put(x, everywhere), state
     )

@@ -93,7 +93,11 @@ def momentum_memory(optimizer: optax.GradientTransformation | None, params: Any,
         opt_state: Its state.
     """
     beta = _hyperparameter(opt_state, "b1", "momentum", "decay")
-    if beta is None and optimizer is not None and next(find_nodes(opt_state, _first_moment), None) is not None:
+    if (
+        beta is None
+        and optimizer is not None
+        and next(find_nodes(opt_state, _first_moment), None) is not None
+    ):
         small = jax.tree.map(lambda x: jnp.zeros((1,) * x.ndim, x.dtype), params)
         rule = optax.with_extra_args_support(optimizer)
         state = rule.init(small)

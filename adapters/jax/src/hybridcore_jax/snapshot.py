@@ -43,11 +43,13 @@ class JaxSnapshot:
                 expected=f"{len(layout.params)} parameters, {layout.total} weights",
                 fix="restore it into the model it was taken from",
             )
-        if jax.tree.structure(self.state) != jax.tree.structure(state):
+        own: Any = jax.tree.structure(self.state)
+        wanted: Any = jax.tree.structure(state)
+        if own != wanted:
             raise SnapshotError(
                 "a snapshot belongs to another optimizer or model state",
                 where="restore",
-                got=str(jax.tree.structure(self.state))[:200],
-                expected=str(jax.tree.structure(state))[:200],
+                got=str(own)[:200],
+                expected=str(wanted)[:200],
                 fix="restore it with the optimizer it was taken with",
             )

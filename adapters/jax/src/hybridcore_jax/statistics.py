@@ -32,7 +32,7 @@ class Statistics:
         self._of_batch = jax.jit(self._estimate)
 
     def momenta(self, params: Any, state: Any, batch: Any) -> list[float | None]:
-        """m of every leaf of the state, None where it is no running statistic; found by the first batch."""
+        """Momentum m of every leaf of the state, None where it is no statistic; found by the first batch."""
         if self._momenta is None:
             self._momenta = self._find(params, state, batch) if self._losses.stateful else []
         return self._momenta
@@ -71,9 +71,7 @@ class Statistics:
         leaves, structure = jax.tree.flatten(state)
         zero = [jnp.zeros_like(s) if m is not None else s for s, m in zip(leaves, momenta, strict=True)]
         new = jax.tree.leaves(self._advanced(params, jax.tree.unflatten(structure, zero), batch))
-        own = [
-            n / (1.0 - m) if m is not None else s for s, n, m in zip(leaves, new, momenta, strict=True)
-        ]
+        own = [n / (1.0 - m) if m is not None else s for s, n, m in zip(leaves, new, momenta, strict=True)]
         return jax.tree.unflatten(structure, own)
 
     def mean(self, params: Any, state: Any, batches: Any) -> Any:

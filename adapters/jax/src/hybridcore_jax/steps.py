@@ -107,11 +107,12 @@ class StepRunner:
     def _pinned(self, new: Any, old: Any) -> Any:
         """Frozen leaves as they were, and every leaf where it was."""
         leaves = []
+        constrain: Any = jax.lax.with_sharding_constraint
         for before, after, trained, sharding in zip(
             jax.tree.leaves(old), jax.tree.leaves(new), self._plan.trained, self._shardings, strict=True
         ):
             leaf = after if trained else before
-            leaves.append(leaf if self._plan.single else jax.lax.with_sharding_constraint(leaf, sharding))
+            leaves.append(leaf if self._plan.single else constrain(leaf, sharding))
         return jax.tree.unflatten(self._plan.structure, leaves)
 
     def _mean(self, params: Any, model_state: Any, key: Any, batch: Any) -> tuple[jax.Array, tuple[Any, int]]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
+import jax
 from flax import nnx
 
 from hybridcore.layout import ParamGroup
@@ -27,7 +29,8 @@ class NnxModel(Parts):
 
     def __init__(self, module: nnx.Module) -> None:
         self._module = module
-        self._definition, self.params, self.state = nnx.split(module, nnx.Param, ...)
+        self._definition: Any
+        self._definition, self.params, self.state = _split(module)
         self.groups = _groups(module)
 
     def bind(self, loss_fn: LossFunction) -> LossFunction:
@@ -43,14 +46,16 @@ class NnxModel(Parts):
             training: bool,
             batch_statistics: bool,
         ) -> tuple[Any, Any]:
-            module = nnx.merge(self._definition, params, state)
+            # Variables may be changed only at the trace level at which they were made: make them anew here.
+            state = jax.tree.map(lambda x: x, state)
+            module: Any = nnx.merge(self._definition, params, state)
             if not training:
-                live = [m for _, m in nnx.iter_modules(module) if _learns(m)]
+                live = [m for _, m in _layers(module) if _learns(m)]
                 module.eval()
                 for norm in live:
                     norm.use_running_average = not batch_statistics
             losses = loss_fn(module, batch, **({"key": key} if with_key else {}))
-            return losses, nnx.split(module, nnx.Param, ...)[2]
+            return losses, _split(module)[2]
 
         return pure if with_key else _without_key(pure)
 
@@ -69,6 +74,17 @@ def _without_key(pure: LossFunction) -> LossFunction:
     return keyless
 
 
+def _split(module: Any) -> tuple[Any, Any, Any]:
+    """Definition, parameters and all other state."""
+    parts: Any = nnx.split(module, nnx.Param, ...)
+    definition, params, state = parts
+    return definition, params, state
+
+
+def _layers(module: Any) -> Iterator[tuple[Any, Any]]:
+    yield from nnx.iter_modules(module)
+
+
 def _learns(module: Any) -> bool:
     return isinstance(module, nnx.BatchNorm) and not module.use_running_average
 
@@ -76,7 +92,7 @@ def _learns(module: Any) -> bool:
 def _groups(module: nnx.Module) -> dict[str, ParamGroup]:
     """Kinds of parameters by the layer that holds them."""
     found: dict[str, ParamGroup] = {}
-    for path, layer in nnx.iter_modules(module):
+    for path, layer in _layers(module):
         kind = ParamGroup.EMBEDDING if isinstance(layer, nnx.Embed) else None
         kind = ParamGroup.NORM if isinstance(layer, _NORMS) else kind
         if kind is not None:

@@ -129,6 +129,6 @@ def load_weights(built: BuiltModel, problem: Problem, device: Any) -> BuiltModel
             expected=f"the {len(wanted)} parameters of {problem.model!r}",
             fix="make names and shapes of problem.weights those of the model",
         )
-    wide = np.float64 if built.double and jax.config.jax_enable_x64 else np.float32
+    wide = jnp.result_type(float) if built.double else np.float32
     params = {name: jax.device_put(np.array(given[name], wide), device) for name in wanted}
     return built._replace(params=params, state=jax.device_put(built.state, device))

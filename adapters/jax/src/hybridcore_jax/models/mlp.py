@@ -35,6 +35,8 @@ def build_mlp(shape: Mapping[str, Any]) -> BuiltModel:
     loss, evaluate = classification(lambda params, inputs, *_: (mlp_logits(params, inputs), None))
     return BuiltModel(
         layer_shapes(shape["widths"]),
-        lambda params, batch: loss(params, batch, state=None, key=None, training=True, batch_statistics=True)[0],
+        lambda params, batch: loss(params, batch, state=None, key=None, training=True, batch_statistics=True)[
+            0
+        ],
         evaluate,
     )

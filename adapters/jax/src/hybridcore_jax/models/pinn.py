@@ -57,7 +57,7 @@ def build_pinn(shape: Mapping[str, Any]) -> BuiltModel:
     boundary_weight = float(shape["boundary_weight"])
 
     def loss_fn(params: Params, batch: Any) -> jax.Array:
-        """Weighted squared residuals (n + m,): their mean is the interior mean plus the weighted edge mean."""
+        """Weighted squared residuals (n + m,); their mean is that of the interior plus that of the edge."""
         interior, source, edge, wanted = map(jnp.asarray, batch[:4])
         n, m = len(interior), len(edge)
         residual = jnp.square(laplacian(params, interior)[1] + source) * ((n + m) / n)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
 
 from hybridcore_jax.models.built import BuiltModel, Params, evaluator
@@ -17,18 +18,17 @@ def _loss(params: Params, batch: Any) -> jax.Array:
     """``-log p(y | x)`` per example, (n,)."""
     inputs, classes = batch
     logits = inputs.astype(params["weight"].dtype) @ params["weight"].T + params["bias"]
-    return optax.softmax_cross_entropy_with_integer_labels(logits, classes)
+    losses: jax.Array = optax.softmax_cross_entropy_with_integer_labels(logits, classes)
+    return losses
 
 
 def build_softmax(shape: Mapping[str, Any]) -> BuiltModel:
     """Ten classes of 64 features; `shape` may hold other ``classes`` and ``features``."""
     classes, features = shape.get("classes", 10), shape.get("features", 64)
-    mean = evaluator(
-        lambda params, state, batch: {"loss": _loss(params, batch).sum(), "count": _loss(params, batch).size},
-        lambda totals: {"loss": totals["loss"] / totals["count"]},
-    )
 
-    def evaluate(params: Params, state: Any, batches: Iterable[Any]) -> dict[str, float]:
-        return mean(params, state, batches)
+    def sums(params: Params, state: Any, batch: Any) -> dict[str, jax.Array]:
+        losses = _loss(params, batch)
+        return {"loss": losses.sum(), "count": jnp.asarray(losses.size)}
 
-    return BuiltModel({"weight": (classes, features), "bias": (classes,)}, _loss, evaluate, double=True)
+    mean = evaluator(sums, lambda totals: {"loss": totals["loss"] / totals["count"]})
+    return BuiltModel({"weight": (classes, features), "bias": (classes,)}, _loss, mean, double=True)

@@ -40,7 +40,9 @@ def transformer_logits(params: Params, tokens: jax.Array, depth: int, heads: int
     stream = params["token_embedding.weight"][tokens] + params["position_embedding.weight"][: tokens.shape[1]]
     for index in range(depth):
         block = f"blocks.{index}"
-        stream = stream + _attention(params, f"{block}.attention", _norm(params, f"{block}.norm1", stream), heads)
+        stream = stream + _attention(
+            params, f"{block}.attention", _norm(params, f"{block}.norm1", stream), heads
+        )
         inner = affine(params, f"{block}.mlp.up", _norm(params, f"{block}.norm2", stream))
         stream = stream + affine(params, f"{block}.mlp.down", jax.nn.gelu(inner, approximate=False))
     return _norm(params, "norm", stream) @ params["head.weight"].T
