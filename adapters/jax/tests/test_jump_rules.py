@@ -84,7 +84,7 @@ def test_adam_keeps_moments_and_count():
 
 def test_lbfgs_starts_afresh_after_a_jump():
     """The next step equals the first step of a new optimizer at the same weights."""
-    optimizer, batches = optax.lbfgs(0.5, linesearch=None), data()
+    optimizer, batches = optax.lbfgs(0.5, memory_size=2, linesearch=None), data()
     adapter = make(optimizer)
     result = adapter.train_step(batches[0])
     assert result.backward_passes == 1
@@ -97,7 +97,8 @@ def test_lbfgs_starts_afresh_after_a_jump():
 
 def test_a_line_search_counts_its_gradients():
     """F49: a zoom line search evaluates one gradient per trial step."""
-    adapter = make(optax.lbfgs())
+    search = optax.scale_by_zoom_linesearch(max_linesearch_steps=4)
+    adapter = make(optax.lbfgs(memory_size=1, linesearch=search))
     result = adapter.train_step(data()[0])
     info = next(find_nodes(adapter.opt_state, lambda n: hasattr(n, "num_linesearch_steps")))
     assert result.backward_passes == 1 + int(info.num_linesearch_steps) > 1

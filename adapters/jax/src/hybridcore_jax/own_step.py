@@ -76,11 +76,11 @@ class OwnStepRunner:
 
     def _taken_apart(self, result: Any, state: Any) -> tuple[Any, float, float]:
         """New state, loss and gradient norm (NaN where it is not told)."""
-        if not isinstance(result, tuple) or len(result) != 2:
-            raise self._wrong(type(result).__name__)
+        wanted: Any = jax.tree.structure(state)
+        if not isinstance(result, tuple) or len(result) != 2 or jax.tree.structure(result) == wanted:
+            raise self._wrong(f"{type(result).__name__} without a loss")
         new, told = result
         found: Any = jax.tree.structure(new)
-        wanted: Any = jax.tree.structure(state)
         if found != wanted:
             raise ModelError(
                 "the train step changed the structure of its state",
