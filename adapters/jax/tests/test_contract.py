@@ -11,13 +11,7 @@ from jax_lab import cross_entropy, data, fixture, loss_fn, mlp
 
 from hybridcore.layout import ParamGroup
 from hybridcore.testing import AdapterContract
-from hybridcore_jax import LinenModel
 from hybridcore_jax.interfaces.equinox import EquinoxModel
-
-
-class TestSgd(AdapterContract):
-    def make(self):
-        return fixture(mlp(), optax.sgd(0.1), data(), learning_rate=0.1)
 
 
 class TestMomentumDonatingAccumulating(AdapterContract):
@@ -112,21 +106,6 @@ class Linen(linen.Module):
     def __call__(self, x, train):
         x = linen.relu(linen.BatchNorm(use_running_average=not train, momentum=0.9)(linen.Dense(8)(x)))
         return linen.Dense(3)(linen.Dropout(0.3, deterministic=not train)(x))
-
-
-class TestLinen(AdapterContract):
-    def make(self):
-        module = Linen()
-        variables = module.init(jax.random.key(0), jnp.ones((2, 6)), train=False)
-        return fixture(
-            LinenModel(module, variables, rngs=("dropout",)),
-            optax.adam(1e-2),
-            data(),
-            by_model,
-            random_steps=True,
-            learning_rate=1e-2,
-            key=jax.random.key(1),
-        )
 
 
 class Eqx(eqx.Module):
