@@ -14,7 +14,7 @@ PREDICT ?=
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test test-core test-torch test-nowcast lint bench bench-predict bench-dynamics clean
+.PHONY: help venv demo test test-core test-torch test-nowcast test-jax lint bench bench-predict bench-dynamics clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -40,7 +40,7 @@ $(STAMP): pyproject.toml adapters/torch/pyproject.toml plugins/nowcast/pyproject
 demo: $(STAMP)  ## compare prediction with its baseline and controls on MNIST
 	OMP_NUM_THREADS=1 $(BIN)/hybridcore compare examples/demo.toml --arms $(ARMS)
 
-test: test-core test-torch test-nowcast  ## run every test suite
+test: test-core test-torch test-nowcast test-jax  ## run every test suite
 
 test-core: $(STAMP)  ## run the tests of the core
 	$(PYTEST) --doctest-modules hybridcore
@@ -52,6 +52,10 @@ test-torch: $(STAMP)  ## run the tests of the PyTorch adapter
 test-nowcast: $(STAMP)  ## run the tests of the predictor nowcast
 	$(PYTEST) --doctest-modules plugins/nowcast/src
 	$(PYTEST) plugins/nowcast/tests
+
+test-jax: .venv-jax/.installed  ## run the tests of the JAX adapter
+	OMP_NUM_THREADS=1 .venv-jax/bin/python -m pytest -q --doctest-modules adapters/jax/src
+	OMP_NUM_THREADS=1 .venv-jax/bin/python -m pytest -q adapters/jax/tests
 
 lint: $(STAMP)  ## check style, types and dependency direction
 	$(BIN)/ruff check .

@@ -1,0 +1,56 @@
+"""Models of the built-in problems, one per file, built from a problem's sizes and initial weights."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from hybridcore.errors import TaskError
+from hybridcore.protocols import Problem
+from hybridcore_jax.models.built import BuiltModel, load_weights
+from hybridcore_jax.models.cnn import build_cnn
+from hybridcore_jax.models.mlp import build_mlp
+from hybridcore_jax.models.pinn import build_pinn
+from hybridcore_jax.models.quadratic import build_quadratic
+from hybridcore_jax.models.softmax import build_softmax
+from hybridcore_jax.models.transformer import build_transformer
+
+__all__ = ["BuiltModel", "build_model"]
+
+BUILDERS: Mapping[str, Callable[[Mapping[str, Any]], BuiltModel]] = {
+    "mlp": build_mlp,
+    "cnn": build_cnn,
+    "transformer": build_transformer,
+    "pinn": build_pinn,
+    "softmax": build_softmax,
+    "quadratic": build_quadratic,
+}
+
+
+def build_model(problem: Problem, device: Any = None) -> BuiltModel:
+    """Model of a problem with the problem's own initial weights.
+
+    Args:
+        problem: The problem.
+        device: Where its parameters lie; JAX's default device if None.
+
+    Raises:
+        TaskError: The model is unknown, or weights and model do not have the same names and shapes.
+
+    Example:
+        >>> from hybridcore.tasks.digits_mlp import DigitsMlp
+        >>> problem = DigitsMlp(DigitsMlp.Config(width=16)).problem(seed=0)
+        >>> built = build_model(problem)
+        >>> built.loss_fn(built.params, next(problem.batches())).shape
+        (32,)
+    """
+    builder = BUILDERS.get(problem.model)
+    if builder is None:
+        raise TaskError(
+            f"the JAX adapter does not know the model of task {problem.name!r}",
+            where="problem.model",
+            got=problem.model,
+            expected=f"one of {', '.join(BUILDERS)}",
+            fix="pip install --upgrade hybridcore-jax",
+        )
+    return load_weights(builder(problem.shape), problem, device)

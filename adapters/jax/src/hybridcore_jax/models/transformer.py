@@ -1,0 +1,88 @@
+"""Decoder-only transformer, pre-norm, with a causal mask."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from hybridcore_jax.models.built import BuiltModel, Params, affine, evaluator
+
+__all__ = ["build_transformer", "transformer_logits"]
+
+EPSILON = 1e-5
+
+
+def _norm(params: Params, name: str, stream: jax.Array) -> jax.Array:
+    """Layer normalisation over the last axis, with the biased variance."""
+    centred = stream - stream.mean(axis=-1, keepdims=True)
+    variance = (centred * centred).mean(axis=-1, keepdims=True)
+    return centred * jax.lax.rsqrt(variance + EPSILON) * params[f"{name}.weight"] + params[f"{name}.bias"]
+
+
+def _attention(params: Params, name: str, inputs: jax.Array, heads: int) -> jax.Array:
+    """Causal multi-head self-attention of inputs (n, context, width)."""
+    n, context, width = inputs.shape
+    parts = affine(params, f"{name}.qkv", inputs).reshape(n, context, 3, heads, width // heads)
+    mixed = jax.nn.dot_product_attention(parts[:, :, 0], parts[:, :, 1], parts[:, :, 2], is_causal=True)
+    return affine(params, f"{name}.out", mixed.reshape(n, context, width))
+
+
+def transformer_logits(params: Params, tokens: jax.Array, depth: int, heads: int) -> jax.Array:
+    """Logits (n, context, vocabulary) of the next token after each of tokens (n, context).
+
+    Token and position embeddings; `depth` blocks of attention and GELU feed-forward, each on normalised
+    inputs and added to the residual stream; a last norm and an untied head without bias.
+    """
+    stream = params["token_embedding.weight"][tokens] + params["position_embedding.weight"][: tokens.shape[1]]
+    for index in range(depth):
+        block = f"blocks.{index}"
+        stream = stream + _attention(
+            params, f"{block}.attention", _norm(params, f"{block}.norm1", stream), heads
+        )
+        inner = affine(params, f"{block}.mlp.up", _norm(params, f"{block}.norm2", stream))
+        stream = stream + affine(params, f"{block}.mlp.down", jax.nn.gelu(inner, approximate=False))
+    return _norm(params, "norm", stream) @ params["head.weight"].T
+
+
+def build_transformer(shape: Mapping[str, Any]) -> BuiltModel:
+    """Language model of ``shape``: vocabulary, context, width, depth, heads; one loss per sequence."""
+    vocabulary, context, width = shape["vocabulary"], shape["context"], shape["width"]
+    depth, heads = shape["depth"], shape["heads"]
+
+    def loss_fn(params: Params, batch: Any) -> jax.Array:
+        """Mean cross-entropy over the tokens of each sequence, shape (n,)."""
+        tokens, targets = map(jnp.asarray, batch)
+        logits = transformer_logits(params, tokens, depth, heads)
+        losses: jax.Array = optax.softmax_cross_entropy_with_integer_labels(logits, targets).mean(axis=1)
+        return losses
+
+    def sums(params: Params, state: Any, batch: Any) -> dict[str, jax.Array]:
+        losses = loss_fn(params, batch)
+        return {"loss": losses.sum(), "count": jnp.asarray(losses.size)}
+
+    shapes: dict[str, tuple[int, ...]] = {
+        "token_embedding.weight": (vocabulary, width),
+        "position_embedding.weight": (context, width),
+        "head.weight": (vocabulary, width),
+    }
+    for index in range(depth):
+        for name, (fan_out, fan_in) in {
+            "attention.qkv": (3 * width, width),
+            "attention.out": (width, width),
+            "mlp.up": (4 * width, width),
+            "mlp.down": (width, 4 * width),
+        }.items():
+            shapes |= {f"blocks.{index}.{name}.weight": (fan_out, fan_in)}
+            shapes |= {f"blocks.{index}.{name}.bias": (fan_out,)}
+    for name in ("norm", *(f"blocks.{i}.norm{j}" for i in range(depth) for j in (1, 2))):
+        shapes |= {f"{name}.weight": (width,), f"{name}.bias": (width,)}
+    return BuiltModel(
+        shapes,
+        loss_fn,
+        evaluator(sums, lambda totals: {"loss": totals["loss"] / totals["count"]}),
+        embeddings=("token_embedding.weight", "position_embedding.weight"),
+    )

@@ -1,0 +1,110 @@
+"""A train step that the user wrote, compiled and perhaps donates to; guarded from outside."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from hybridcore.errors import BatchError, HybridCoreError, ModelError
+from hybridcore.protocols import StepResult
+from hybridcore_jax.batches import n_examples
+from hybridcore_jax.train_state import Access
+from hybridcore_jax.trees import copy_tree
+
+__all__ = ["OwnStepRunner", "all_finite"]
+
+
+@jax.jit
+def all_finite(params: Any) -> jax.Array:
+    """Whether every number in a pytree is finite, as a boolean scalar."""
+    return jnp.all(jnp.stack([jnp.isfinite(x).all() for x in jax.tree.leaves(params)]))
+
+
+class OwnStepRunner:
+    """Runs ``train_step(state, batch) -> (new state, loss)``.
+
+    A step that gives a non-finite loss, or non-finite parameters, is undone (F41). Where the step donates
+    its state, which the first call shows, that needs a copy of the state before every step.
+
+    Args:
+        train_step: The user's function.
+        access: Ways into its state.
+    """
+
+    def __init__(self, train_step: Callable[[Any, Any], Any], access: Access) -> None:
+        self._train_step, self._access = train_step, access
+        self.donates = True
+        self._known = False
+        self._spare: Any = None
+
+    def run(self, state: Any, batch: Any) -> tuple[Any, StepResult]:
+        """One step; where it is skipped the returned state holds what the given one held.
+
+        Raises:
+            BatchError: The step failed on this batch; `recover` gives the state before it.
+            ModelError: The step returned something else than a state like the given one and a loss.
+        """
+        spare = copy_tree(state) if self.donates else state
+        self._spare = spare
+        try:
+            result = self._train_step(state, batch)
+            new, loss, norm = self._taken_apart(result, state)
+        except HybridCoreError:
+            raise
+        except Exception as error:
+            raise BatchError(
+                f"the train step failed on this batch: {error}",
+                where="train_step(state, batch)",
+                got=type(batch).__name__,
+                fix="look at the cause above; the weights are unchanged",
+            ) from error
+        if not self._known:
+            self._known = True
+            self.donates = any(x.is_deleted() for x in jax.tree.leaves(state) if isinstance(x, jax.Array))
+        good = math.isfinite(loss) and bool(all_finite(self._access.get(new, "params")))
+        self._spare = None
+        return new if good else spare, StepResult(loss, norm, not good, n_examples(batch))
+
+    def recover(self) -> Any:
+        """What the state held before the latest step, for after it raised."""
+        return self._spare
+
+    def _taken_apart(self, result: Any, state: Any) -> tuple[Any, float, float]:
+        """New state, loss and gradient norm (NaN where it is not told)."""
+        wanted: Any = jax.tree.structure(state)
+        if not isinstance(result, tuple) or len(result) != 2 or jax.tree.structure(result) == wanted:
+            raise self._wrong(f"{type(result).__name__} without a loss")
+        new, told = result
+        found: Any = jax.tree.structure(new)
+        if found != wanted:
+            raise ModelError(
+                "the train step changed the structure of its state",
+                where="train_step(state, batch)",
+                got=str(found)[:200],
+                expected=str(wanted)[:200],
+                fix="return the same containers that came in",
+            )
+        norm = math.nan
+        if isinstance(told, Mapping):
+            norm = float(told.get("grad_norm", norm))
+            told = told.get("loss")
+        elif isinstance(told, tuple) and told:
+            told = told[0]
+        if told is None or np.ndim(told) != 0 or not np.issubdtype(np.asarray(told).dtype, np.floating):
+            raise self._wrong(f"(state, {type(told).__name__} of shape {np.shape(told)})")
+        return new, float(told), norm
+
+    @staticmethod
+    def _wrong(got: str) -> ModelError:
+        return ModelError(
+            "the train step returned the wrong thing",
+            where="train_step(state, batch)",
+            got=got,
+            expected="(new state, mean loss); the loss a scalar, or first in a tuple, or under 'loss'",
+            fix="return new_state, loss",
+        )
