@@ -43,6 +43,7 @@ class Baseline:
         self._adapter, self._events, self._clock, self._step_every = adapter, events, clock, step_every
         self.average, self._batches = average, tuple(batches)
         self.real_steps = 0
+        self.cost = 0.0
         self._backward_passes = 0
         self._skipped = 0
 
@@ -52,6 +53,7 @@ class Baseline:
         result = self._adapter.train_step(batch)
         seconds = time.perf_counter() - started
         self.real_steps += 1
+        self.cost += result.evaluations
         self._backward_passes += result.backward_passes
         if result.skipped:
             self._skipped += 1
@@ -68,7 +70,7 @@ class Baseline:
                 learning_rate=self._adapter.learning_rate,
                 seconds=seconds,
                 elapsed=self._clock.elapsed(),
-                cost=float(self.real_steps),
+                cost=self.cost,
                 backward_passes=self._backward_passes,
                 predicted_steps=0.0,
             )
@@ -100,7 +102,7 @@ class Baseline:
             "real_steps": self.real_steps,
             "backward_passes": self._backward_passes,
             "skipped": self._skipped,
-            "cost": float(self.real_steps),
+            "cost": self.cost,
             "elapsed": self._clock.elapsed(),
             "budget_bytes": 0,
             "average_seconds": self.average.seconds if self.average is not None else 0.0,

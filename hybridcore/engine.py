@@ -219,10 +219,10 @@ class Engine:
         """Tell the engine how the real step went; at a phase's end, the next phase begins here."""
         seconds = time.perf_counter() - self._started
         self.real_steps += 1
-        self.cost += 1.0
+        self.cost += result.evaluations
         self.backward_passes += result.backward_passes
         self._trials.note_batch(result.n_examples)
-        self.budget.run(1.0, seconds)
+        self.budget.run(float(result.evaluations), seconds)
         if result.skipped:
             self.skipped += 1
             self.events.emit(

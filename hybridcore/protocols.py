@@ -67,6 +67,8 @@ class StepResult:
         skipped: True when no update happened (non-finite loss or gradient, or a GradScaler skipped it).
         n_examples: Examples in the batch; 0 where it is not known.
         backward_passes: Backward passes it took (more than one under accumulation or with closures) (F49).
+        evaluations: Forward and backward passes over the whole batch, the unit of cost; more than one where
+            the optimizer evaluates a closure.
     """
 
     loss: float
@@ -74,6 +76,7 @@ class StepResult:
     skipped: bool = False
     n_examples: int = 0
     backward_passes: int = 1
+    evaluations: int = 1
 
 
 @attrs.frozen(slots=True)
@@ -491,7 +494,7 @@ class OptimizerSpec:
     """An optimizer in words that every framework knows.
 
     Attributes:
-        name: ``"sgd"``, ``"momentum"``, ``"adam"`` or ``"adamw"``.
+        name: ``"sgd"``, ``"momentum"``, ``"adam"``, ``"adamw"`` or ``"lbfgs"``.
         learning_rate: Peak learning rate.
         momentum: Heavy-ball coefficient; ``"momentum"`` only.
         weight_decay: Decoupled weight decay (``"adamw"``), L2 otherwise.
@@ -515,9 +518,11 @@ class Problem:
 
     Attributes:
         name: The task's registry name.
-        model: ``"mlp"``, ``"cnn"``, ``"transformer"`` or ``"pinn"``, known to the framework.
+        model: ``"mlp"``, ``"cnn"``, ``"transformer"``, ``"lora-transformer"``, ``"pinn"`` or
+            ``"convection"``, known to the framework.
         shape: The model's own sizes, for example ``{"widths": (784, 512, 512, 10)}``.
-        weights: Initial weights, float32 arrays by dotted name, the same in every framework.
+        weights: Initial weights, float32 arrays by dotted name, the same in every framework; those of
+            frozen parameters too.
         optimizer: What trains it.
         batches: Makes the endless stream of training batches: tuples of NumPy arrays.
         probes: Held-out batches for probes.

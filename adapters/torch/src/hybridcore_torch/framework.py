@@ -52,7 +52,8 @@ class TorchFramework:
                 fix='set run.device = "cpu"',
             ) from error
         built = build_model(problem, place)
-        optimizer = build_optimizer(built.model.parameters(), problem.optimizer)
+        trainable = [p for p in built.model.parameters() if p.requires_grad]
+        optimizer = build_optimizer(trainable, problem.optimizer)
         schedule = build_schedule(optimizer, problem.optimizer)
         adapter = TorchAdapter(built.model, optimizer, built.loss_fn, scheduler=schedule)
         validation = [to_device(batch, place) for batch in problem.validation]

@@ -147,7 +147,8 @@ class StepRunner:
             updated = False
         else:
             updated = self._update(evaluate, loss)
-        return StepResult(value, norm, not updated, count, self._backwards)
+        evaluations = self._backwards // self._accumulate if self.needs_closure else 1
+        return StepResult(value, norm, not updated, count, self._backwards, max(1, evaluations))
 
     def _update(self, evaluate: Evaluate, loss: torch.Tensor) -> bool:
         """Let the optimizer change the weights; False where it, or its scaler, did not."""

@@ -1,4 +1,4 @@
-"""Physics-informed tanh network for a Poisson equation."""
+"""Tanh network with derivatives along its inputs, and its use for a Poisson equation."""
 
 from __future__ import annotations
 
@@ -65,8 +65,25 @@ class TanhNetwork(nn.Module):
             jacobian = functional.linear(jacobian, self._weight(index))
         return hidden.squeeze(1), laplacian.squeeze(1)
 
+    def derivative(self, points: Tensor, direction: Sequence[float]) -> tuple[Tensor, Tensor]:
+        """Values and derivatives along `direction`, both (n,), at points (n, axes).
+
+        One forward pass carries value h and tangent T through every layer: a linear map acts on each alike,
+        and ``t = tanh(h)`` gives ``T_t = (1 - t^2) T`` (forward-mode differentiation; no graph is needed).
+        """
+        functional = nn.functional
+        along = torch.as_tensor(direction, dtype=points.dtype, device=points.device)
+        hidden = self.layers[0](points)
+        tangent = functional.linear(along, self._weight(0)).expand(len(points), -1)
+        for index in range(1, len(self.layers)):
+            value = torch.tanh(hidden)
+            tangent = functional.linear((1.0 - value * value) * tangent, self._weight(index))
+            hidden = self.layers[index](value)
+        return hidden.squeeze(1), tangent.squeeze(1)
+
     def _weight(self, index: int) -> Tensor:
-        return self.get_parameter(f"layers.{index}.weight")
+        weight: Tensor = self.layers[index].weight  # type: ignore[assignment]
+        return weight
 
 
 def _loss(boundary_weight: float, model: nn.Module, batch: Any) -> Tensor:
