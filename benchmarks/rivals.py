@@ -230,14 +230,14 @@ class Rival:
         optimizer: Makes another optimizer than the setting's; None keeps that one.
         evaluations: Evaluations that a step takes, about; the run has as many steps fewer.
         options: Options of the task that it sets.
-        tuned: It reads no learning rate, so that one run serves all rates.
+        own_rate: It reads no learning rate, so that one run serves all rates.
     """
 
     loop: type[Loop] = Loop
     optimizer: Callable[[list[Any], OptimizerSpec], Any] | None = None
     evaluations: float = 1.0
     options: dict[str, Any] = attrs.field(factory=dict)
-    tuned: bool = False
+    own_rate: bool = False
 
     def configuration(self, config: HybridConfig) -> HybridConfig:
         """The setting as this rival runs it."""
@@ -295,7 +295,7 @@ RIVALS: dict[str, Rival] = {
     "fast-forward": Rival(FastForward),
     "fast-forward-undo": Rival(FastForwardUndo),
     "schedule-free": Rival(TrainEvalOptimizer, _schedule_free, options={"schedule": "constant"}),
-    "prodigy": Rival(Loop, _prodigy, tuned=True),
+    "prodigy": Rival(Loop, _prodigy, own_rate=True),
     "lookahead": Rival(Lookahead),
     "ema": Rival(Ema),
     "ema-nesterov": Rival(EmaNesterov),
@@ -303,7 +303,7 @@ RIVALS: dict[str, Rival] = {
         Loop,
         evaluations=12.0,
         options={"optimizer": "lbfgs", "learning_rate": 1.0, "weight_decay": 0.0, "schedule": "constant"},
-        tuned=True,
+        own_rate=True,
     ),
 }
 """Arm to recipe."""
