@@ -36,10 +36,15 @@ FULL_BATCH = ("convection", "poisson")
 FINE_TUNING = ("lora", "finetune")
 
 PINN: dict[str, Any] = {
-    "predictor": {"name": "subspace-newton"},
-    "probe": {"batches": 1},
+    "predictor": {"name": "gauss-newton"},
+    "controller": {"name": "fixed", "fixed": {"full_steps": 10, "correct_steps": 10}},
+    "history": {"window": 5},
+    "probe": {"batches": 1, "tentative": False},
+    "verdict": {"confidence_z": 1e6, "guard_factor": 100.0},
+    "budget": {"share": 1.0, "backoff_steps": 0},
 }
-"""Tables of the full-batch tasks, whose residuals are there to be used."""
+"""Tables of the full-batch tasks: a change is measured on the loss that is trained before it is made, so that the
+delayed verdict is left to its guard and the budget does not wait for it."""
 
 
 @attrs.frozen
@@ -141,7 +146,7 @@ class Plan:
         validation: Images of Fashion-MNIST that an evaluation reads.
         seeds: Seeds of every arm.
         arms: Arms beside the baseline; ``lbfgs`` runs on full batches only.
-        controller: Registry name of the hybrid's controller.
+        controller: Registry name of the hybrid's controller; full batches have their own, see `PINN`.
         device: Device in PyTorch's words.
         data: The Fashion-MNIST file, or None for `mnist-mlp`.
         overrides: Settings ``dotted.key=value`` of every configuration.

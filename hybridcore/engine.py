@@ -26,6 +26,7 @@ from hybridcore.protocols import (
     Adapter,
     Buckets,
     Controller,
+    LinearisingPredictor,
     MeasuringPredictor,
     Outcome,
     Phase,
@@ -552,7 +553,9 @@ class Engine:
 
     def _prediction(self, predictor: Predictor, horizon: float, continuous: bool) -> Prediction:
         """The predictor's proposal; measured by probes where it can use them and no step is continuous."""
-        if continuous or not len(self.probes) or not isinstance(predictor, MeasuringPredictor):
+        measures = isinstance(predictor, MeasuringPredictor)
+        linearises = isinstance(predictor, LinearisingPredictor) and "residuals" in self.adapter.capabilities
+        if continuous or not len(self.probes) or not (measures or linearises):
             return predictor.predict(self.history, horizon, self.adapter.xp)
         current = self.adapter.read_params()
 
@@ -560,6 +563,10 @@ class Engine:
             weights = tuple(w + d for w, d in zip(current, change, strict=True))
             return float(np.mean(self._trials.probe(weights)))
 
+        if linearises and isinstance(predictor, LinearisingPredictor):
+            linearise = self._trials.linearise
+            return predictor.predict_linearised(self.history, horizon, self.adapter.xp, linearise, measure)
+        assert isinstance(predictor, MeasuringPredictor)
         return predictor.predict_with(self.history, horizon, self.adapter.xp, measure)
 
     def _landed(self, jump: Jump, reason: str, *, share: float, continuous: bool) -> None:

@@ -12,7 +12,15 @@ import attrs
 
 from hybridcore.errors import ApiVersionError, PluginError
 from hybridcore.history import NEEDS
-from hybridcore.protocols import API_VERSION, Controller, MeasuringPredictor, Predictor, Task, Tracker
+from hybridcore.protocols import (
+    API_VERSION,
+    Controller,
+    LinearisingPredictor,
+    MeasuringPredictor,
+    Predictor,
+    Task,
+    Tracker,
+)
 
 __all__ = ["PROTOCOLS", "check_class", "did_you_mean", "protocol_methods"]
 
@@ -80,6 +88,8 @@ def check_class(kind: str, cls: object, source: str) -> None:
     _check_methods(kind, cls, protocol, where)
     if kind == "predictor" and hasattr(cls, "predict_with"):
         _check_methods(kind, cls, MeasuringPredictor, where)
+    if kind == "predictor" and hasattr(cls, "predict_linearised"):
+        _check_methods(kind, cls, LinearisingPredictor, where)
     missing = [a for a in protocol.__annotations__ if not hasattr(cls, a)]
     if missing:
         raise PluginError(

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from enum import StrEnum
 from types import ModuleType
@@ -29,6 +29,7 @@ __all__ = [
     "Buckets",
     "Controller",
     "Framework",
+    "LinearisingPredictor",
     "MeasuringPredictor",
     "OptimizerSpec",
     "Outcome",
@@ -36,6 +37,7 @@ __all__ = [
     "Prediction",
     "Predictor",
     "Problem",
+    "ResidualAdapter",
     "Snapshot",
     "StepRecord",
     "StepResult",
@@ -229,6 +231,20 @@ class Adapter(Protocol):
         ...
 
 
+@runtime_checkable
+class ResidualAdapter(Protocol):
+    """What an adapter with the capability ``"residuals"`` offers: losses that are squares of residuals."""
+
+    def linearise_residuals(
+        self, batch: Any, directions: Sequence[Buckets]
+    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Residuals r (n,) whose squares are `Adapter.probe_loss`, and their derivatives (n, k).
+
+        Forward-mode differentiation along k changes of the weights, in evaluation mode; nothing changes.
+        """
+        ...
+
+
 @attrs.frozen(slots=True)
 class Prediction:
     """A proposed weight change.
@@ -259,7 +275,7 @@ class Predictor(Protocol):
     - ``Config``, an attrs class whose fields are the keys of the table ``[predictor.<name>]``;
     - ``windows``, an int of the class or the instance: window means it wants. The history keeps the most of
       what is wanted and ``history.windows``, or fewer where the memory budget ends;
-    - ``predict_with``, see `MeasuringPredictor`.
+    - ``predict_with``, see `MeasuringPredictor`, and ``predict_linearised``, see `LinearisingPredictor`.
     """
 
     name: ClassVar[str]
@@ -306,6 +322,31 @@ class MeasuringPredictor(Predictor, Protocol):
             xp: Array namespace of the buckets.
             measure: Mean probe loss of the current weights plus the buckets given. Each call is booked as
                 one probe, and leaves the weights as they are.
+        """
+        ...
+
+
+@runtime_checkable
+class LinearisingPredictor(Predictor, Protocol):
+    """A predictor that uses the residuals of the probe examples, where the adapter has ``"residuals"``."""
+
+    def predict_linearised(
+        self,
+        history: History,
+        horizon: float,
+        xp: ModuleType,
+        linearise: Callable[[Sequence[Buckets]], tuple[NDArray[np.float64], NDArray[np.float64]]],
+        measure: Callable[[Buckets], float],
+    ) -> Prediction:
+        """Like `predict`, which the engine calls instead where there are no residuals or probe examples.
+
+        Args:
+            history: The history.
+            horizon: Optimizer steps that the change should be worth.
+            xp: Array namespace of the buckets.
+            linearise: Residuals (n,) of all probe examples at the current weights, and their derivatives
+                (n, k) along k changes; booked as a forward pass and two more for each direction.
+            measure: See `MeasuringPredictor`.
         """
         ...
 

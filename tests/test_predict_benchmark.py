@@ -89,6 +89,12 @@ def test_a_setting_is_the_recipe_it_names(predict, registry):
         "schedule_steps": 40,
     }
     assert (config.controller.name, config.average.enabled) == ("fixed", True)
+    plan = attrs.evolve(plan, steps={"lora": 4, "poisson": 5}, controller="credit", overrides=())
+    full_batch = plan.configuration(predict.Setting("poisson", "adam", 0.01), seed=3)
+    assert (full_batch.task.name, full_batch.run.seed) == ("poisson-pinn", 3)
+    assert (full_batch.controller.name, full_batch.predictor.name) == ("fixed", "gauss-newton")
+    lora = plan.configuration(predict.Setting("lora", "adamw", 1e-4))
+    assert (lora.task.name, lora.controller.name, lora.run.steps) == ("lora-gpt", "credit", 4)
 
 
 def test_tiny_runs_give_table_figure_and_file(

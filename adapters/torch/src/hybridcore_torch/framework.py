@@ -66,7 +66,9 @@ class TorchFramework:
         trainable = [p for p in built.model.parameters() if p.requires_grad]
         optimizer = (make_optimizer or build_optimizer)(trainable, problem.optimizer)
         schedule = build_schedule(optimizer, problem.optimizer)
-        adapter = TorchAdapter(built.model, optimizer, built.loss_fn, scheduler=schedule)
+        adapter = TorchAdapter(
+            built.model, optimizer, built.loss_fn, scheduler=schedule, residual_fn=built.residual_fn
+        )
         validation = [to_device(batch, place) for batch in problem.validation]
         return TaskRun(
             adapter=adapter,

@@ -54,5 +54,8 @@ def build_convection(shape: Mapping[str, Any]) -> BuiltModel:
     """Network of ``shape``: widths, beta, and boundary_weight, the weight of the two boundary terms."""
     beta, weight = float(shape["beta"]), float(shape["boundary_weight"])
     return BuiltModel(
-        TanhNetwork(shape["widths"]), partial(_loss, beta, weight), partial(_evaluate, beta, weight)
+        TanhNetwork(shape["widths"]),
+        partial(_loss, beta, weight),
+        partial(_evaluate, beta, weight),
+        partial(_residuals, beta, weight),
     )

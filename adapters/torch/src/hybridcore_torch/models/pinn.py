@@ -86,15 +86,19 @@ class TanhNetwork(nn.Module):
         return weight
 
 
-def _loss(boundary_weight: float, model: nn.Module, batch: Any) -> Tensor:
-    """Weighted squared residuals (n + m,): their mean is the interior mean plus the weighted edge mean."""
+def _residuals(boundary_weight: float, model: nn.Module, batch: Any) -> Tensor:
+    """Weighted residuals (n + m,): their mean square is the interior one plus the weighted edge one."""
     assert isinstance(model, TanhNetwork)
     interior, source, edge, value = as_tensors(model, batch)[:4]
     n, m = len(interior), len(edge)
     _, laplacian = model.laplacian(interior)
-    residual = (laplacian + source).square() * ((n + m) / n)
-    error = (model(edge) - value).square() * (boundary_weight * (n + m) / m)
+    residual = (laplacian + source) * math.sqrt((n + m) / n)
+    error = (model(edge) - value) * math.sqrt(boundary_weight * (n + m) / m)
     return torch.cat([residual, error])
+
+
+def _loss(boundary_weight: float, model: nn.Module, batch: Any) -> Tensor:
+    return _residuals(boundary_weight, model, batch).square()
 
 
 def _evaluate(boundary_weight: float, model: nn.Module, batches: Iterable[Any]) -> dict[str, float]:
@@ -114,4 +118,9 @@ def _evaluate(boundary_weight: float, model: nn.Module, batches: Iterable[Any]) 
 def build_pinn(shape: Mapping[str, Any]) -> BuiltModel:
     """Network of ``shape``: widths, and boundary_weight, the weight of points on the edge."""
     weight = float(shape["boundary_weight"])
-    return BuiltModel(TanhNetwork(shape["widths"]), partial(_loss, weight), partial(_evaluate, weight))
+    return BuiltModel(
+        TanhNetwork(shape["widths"]),
+        partial(_loss, weight),
+        partial(_evaluate, weight),
+        partial(_residuals, weight),
+    )
