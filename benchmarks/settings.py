@@ -43,8 +43,8 @@ PINN: dict[str, Any] = {
     "verdict": {"confidence_z": 1e6, "guard_factor": 100.0},
     "budget": {"share": 1.0, "backoff_steps": 0},
 }
-"""Tables of the full-batch tasks: a change is measured on the loss that is trained before it is made, so that the
-delayed verdict is left to its guard and the budget does not wait for it."""
+"""Tables of the full-batch tasks: a change is measured on the loss that is trained before it is made, so that
+the delayed verdict is left to its guard and the budget does not wait for it."""
 
 
 @attrs.frozen
