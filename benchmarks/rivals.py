@@ -17,6 +17,7 @@ NeurIPS 2019. EMA-Nesterov: arXiv 2605.25395, left on for the whole run.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -48,7 +49,13 @@ class Loop(Baseline):
         events: Who hears of steps.
         clock: Training time.
         step_every: A step is reported every this many steps.
+
+    Attributes:
+        limit: Cost after which it takes plain steps only: what comes later reaches no target sooner than the
+            baseline.
     """
+
+    limit = math.inf
 
     def __init__(self, task: TaskRun, events: EventBus, clock: Stopwatch, step_every: int = 1) -> None:
         super().__init__(task.adapter, events, clock, step_every)
@@ -71,7 +78,7 @@ class FastForward(Loop):
     interval, examples, keep_overshot = 6, 32, True
 
     def step(self, batch: Any) -> StepResult:
-        forward = (self.real_steps + 1) % self.interval == 0
+        forward = (self.real_steps + 1) % self.interval == 0 and self.cost < self.limit
         before = self.adapter.read_params() if forward else None
         result = super().step(batch)
         if before is not None and not result.skipped:
@@ -83,13 +90,15 @@ class FastForward(Loop):
         update = tuple(b - a for a, b in zip(before, after, strict=True))
         best = self._loss(batch_size)
         repeats = 0
-        while True:
+        loss, overshot = best, False
+        while self.cost < self.limit:
             self.adapter.apply_delta(update)
             loss = self._loss(batch_size)
-            if not loss < best:
+            overshot = not loss < best
+            if overshot:
                 break
             best, repeats = loss, repeats + 1
-        if not (self.keep_overshot and np.isfinite(loss)):
+        if overshot and not (self.keep_overshot and np.isfinite(loss)):
             # Exactly what repeats of the update make, without the rounding of steps there and back.
             self.adapter.write_params(after)
             if repeats:
@@ -276,6 +285,7 @@ class RivalRun:
     def stepper(self, config: HybridConfig, task: TaskRun, events: EventBus, clock: Stopwatch) -> Stepper:
         """The loop."""
         self._loop = self._rival.loop(task, events, clock, config.metrics.step_every)
+        self._loop.limit = config.run.steps
         return self._loop
 
 

@@ -67,6 +67,20 @@ def test_fast_forward_goes_to_the_minimum_of_the_line(rivals):
         assert stepper.summary()["cost"] == pytest.approx(6 + (best + 2) * (1 / 3) * 32 / 64)
 
 
+def test_fast_forward_stops_at_its_limit(rivals):
+    """A tiny rate would repeat its update a thousand times; the cost ends that, and no step is undone."""
+    stepper, run, _ = loop(rivals.FastForwardUndo, rate=1e-3)
+    stepper.limit = 9.95
+    path = run(12)
+    first = 0.999**6
+    repeats = stepper.summary()["predicted_steps"]
+    # Six steps and one loss, then a sixth of a step for each repeat until the cost is over the limit.
+    assert repeats == 23
+    assert path[5] == pytest.approx(first - repeats * 1e-3 * 0.999**5, abs=1e-6)
+    assert path[11] == pytest.approx(path[5] * 0.999**6, rel=1e-5)
+    assert stepper.summary()["cost"] == pytest.approx(16.0, abs=0.2)
+
+
 def test_lookahead_is_its_formula(rivals):
     stepper, run, model = loop(rivals.Lookahead)
     run(5)
