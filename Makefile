@@ -28,7 +28,7 @@ $(STAMP): pyproject.toml adapters/torch/pyproject.toml plugins/nowcast/pyproject
 	"$(PYTHON)" -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt \
 	  $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) \
-	  -e '.[report,tasks,dev]' -e adapters/torch -e plugins/nowcast torch==2.13.0
+	  -e '.[report,tasks,dev]' -e 'adapters/torch[bench]' -e plugins/nowcast torch==2.13.0
 	@touch $@
 
 # One environment per further framework, so that no adapter ever sees another's.

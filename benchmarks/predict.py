@@ -6,9 +6,11 @@ how many times sooner an arm reaches the baseline's own final validation loss; b
 losses and that of the best baseline of the same optimizer, since a recipe that is far from its best rate is
 easy to beat. Baselines at further rates are run so that the best one does not lie at the edge.
 
-    python -m benchmarks.predict [--full] [--data DIR] [--device cuda] [--workers N]
+    python -m benchmarks.predict [--full | --curve] [--rivals all] [--data DIR] [--device cuda] [--workers N]
 
-The data folder holds ``fashion_mnist.npz``; without it the smaller `mnist-mlp` takes its place.
+Runs that are finished in the folder of ``--out`` are kept, so that a call that was cut short goes on where it
+stopped. ``--curve`` measures seven rates of three tasks beside Fast Forward, Schedule-Free and Prodigy. The
+data folder holds ``fashion_mnist.npz``; without it the smaller `mnist-mlp` takes its place.
 """
 
 from __future__ import annotations
@@ -21,134 +23,22 @@ import os
 import platform
 import sys
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
 import attrs
 
-from hybridcore.compare import Comparison, compare, read_comparison
-from hybridcore.components import check_config
-from hybridcore.config import HybridConfig
-from hybridcore.configfile import apply_overrides
+from benchmarks.curve import CURVE_ARMS, curve, curve_table, draw_curve
+from benchmarks.rivals import RIVALS
+from benchmarks.settings import ARMS, CURVE, FULL_ARMS, SETTINGS, Plan, Setting
+from hybridcore.arms import check_arm
+from hybridcore.compare import Comparison, read_comparison
+from hybridcore.errors import HybridCoreError
 from hybridcore.metrics import plain_json
 
 DATA_FILE = "fashion_mnist.npz"
-
-ARMS = ("hybrid", "random", "frozen")
-FULL_ARMS = (*ARMS, "lr-x2", "lr-x4", "lr-x10")
-
-
-@attrs.frozen
-class Setting:
-    """A training recipe.
-
-    Attributes:
-        model: ``"mlp"`` or ``"gpt"``.
-        optimizer: Optimizer in the tasks' words.
-        rate: Learning rate, the peak where it decays.
-        schedule: ``"constant"`` or ``"cosine"``.
-        shown: Whether it is a row; others only help to find the best rate.
-    """
-
-    model: str
-    optimizer: str
-    rate: float
-    schedule: str = "constant"
-    shown: bool = True
-
-    @property
-    def name(self) -> str:
-        """Name of the row and of its folder."""
-        return f"{self.model}-{self.optimizer}-{self.rate:g}" + ("-cosine" * (self.schedule == "cosine"))
-
-
-SETTINGS = (
-    Setting("mlp", "sgd", 1e-3),
-    Setting("mlp", "sgd", 1e-2),
-    Setting("mlp", "sgd", 0.1),
-    Setting("mlp", "sgd", 0.3),
-    Setting("mlp", "sgd", 1.0, shown=False),
-    Setting("mlp", "sgd", 0.3, "cosine"),
-    Setting("mlp", "sgd", 0.1, "cosine", shown=False),
-    Setting("mlp", "sgd", 1.0, "cosine", shown=False),
-    Setting("mlp", "momentum", 1e-3),
-    Setting("mlp", "momentum", 1e-2, shown=False),
-    Setting("mlp", "momentum", 0.03),
-    Setting("mlp", "momentum", 0.1, shown=False),
-    Setting("mlp", "momentum", 0.1, "cosine"),
-    Setting("mlp", "momentum", 0.03, "cosine", shown=False),
-    Setting("mlp", "momentum", 0.3, "cosine", shown=False),
-    Setting("mlp", "adam", 1e-4),
-    Setting("mlp", "adam", 1e-3),
-    Setting("mlp", "adam", 3e-3, shown=False),
-    Setting("mlp", "adam", 1e-2, shown=False),
-    Setting("mlp", "adam", 3e-3, "cosine"),
-    Setting("mlp", "adam", 1e-3, "cosine", shown=False),
-    Setting("mlp", "adam", 1e-2, "cosine", shown=False),
-    Setting("gpt", "adamw", 2.5e-4),
-    Setting("gpt", "adamw", 1e-3),
-    Setting("gpt", "adamw", 3e-3, shown=False),
-    Setting("gpt", "adamw", 1e-2, shown=False),
-    Setting("gpt", "adamw", 3e-3, "cosine"),
-    Setting("gpt", "adamw", 1e-3, "cosine", shown=False),
-    Setting("gpt", "adamw", 1e-2, "cosine", shown=False),
-)
-
-
-@attrs.frozen
-class Plan:
-    """How the settings are run.
-
-    Attributes:
-        steps: Real steps of a run, by model.
-        evaluations: Evaluations in a run.
-        validation: Images of Fashion-MNIST that an evaluation reads.
-        seeds: Seeds of every arm.
-        arms: Arms beside the baseline.
-        controller: Registry name of the hybrid's controller.
-        device: Device in PyTorch's words.
-        data: The Fashion-MNIST file, or None for `mnist-mlp`.
-        overrides: Settings ``dotted.key=value`` of every configuration.
-    """
-
-    steps: Mapping[str, int]
-    evaluations: int
-    validation: int
-    seeds: tuple[int, ...]
-    arms: tuple[str, ...]
-    controller: str
-    device: str
-    data: Path | None
-    overrides: tuple[str, ...] = ()
-
-    def configuration(self, setting: Setting) -> HybridConfig:
-        """The configuration of a setting."""
-        steps = self.steps[setting.model]
-        if setting.model == "gpt":
-            task: dict[str, Any] = {"name": "stdlib-gpt"}
-        elif self.data is not None:
-            task = {"name": "benchmarks.fashion_mlp:fashion_mlp", "path": str(self.data)}
-            task["validation"] = self.validation
-        else:
-            task = {"name": "mnist-mlp"}
-        task |= {"optimizer": setting.optimizer, "learning_rate": setting.rate}
-        task |= {"schedule": setting.schedule, "schedule_steps": steps}
-        every = max(1, steps // self.evaluations)
-        data: dict[str, Any] = {
-            "run": {"steps": steps, "evaluate_every": every, "device": self.device},
-            "task": task,
-            "controller": {"name": self.controller},
-            "average": {"enabled": True},
-            "metrics": {"step_every": 10},
-        }
-        return check_config(apply_overrides(data, self.overrides))
-
-    def run(self, setting: Setting, folder: Path) -> None:
-        """Run all arms of a setting, those that only help to find the best rate as baseline alone."""
-        arms = self.arms if setting.shown else ()
-        compare(self.configuration(setting), out_dir=folder, arms=arms, seeds=self.seeds)
 
 
 @attrs.frozen
@@ -176,11 +66,18 @@ class Row:
     @property
     def best_control(self) -> tuple[str, float]:
         """The control arm that reaches the target first, and its speed-up in cost."""
-        controls = {
-            arm: gain for arm, gain in self.cost.items() if not arm.startswith(("hybrid", "baseline"))
-        }
-        best = max(controls, key=lambda arm: controls[arm], default="-")
-        return best, controls.get(best, math.nan)
+        return self._best(lambda arm: arm not in RIVALS)
+
+    @property
+    def best_rival(self) -> tuple[str, float]:
+        """The same among the rivals."""
+        return self._best(lambda arm: arm in RIVALS)
+
+    def _best(self, among: Callable[[str], bool]) -> tuple[str, float]:
+        others = {arm: g for arm, g in self.cost.items() if not arm.startswith(("hybrid", "baseline"))}
+        found = {arm: g for arm, g in others.items() if among(arm) and not math.isnan(g)}
+        best = max(found, key=lambda arm: found[arm], default="-")
+        return best, found.get(best, math.nan)
 
 
 def rows(results: Mapping[Setting, Comparison]) -> list[Row]:
@@ -193,7 +90,7 @@ def rows(results: Mapping[Setting, Comparison]) -> list[Row]:
 
     table = []
     for setting, result in results.items():
-        if setting.shown:
+        if setting.shown and setting in losses:
             arms = {row.arm: row for row in result.rows}
             table.append(
                 Row(
@@ -231,11 +128,12 @@ def markdown(table: Sequence[Row]) -> str:
     head = (
         "| setting | rate / best | final: baseline | hybrid | hybrid, averaged | baseline, averaged "
         "| tuned | speed-up, cost: hybrid | hybrid, averaged | baseline, averaged | best control "
-        "| speed-up, wall: hybrid | hybrid, averaged |"
+        "| best rival | speed-up, wall: hybrid | hybrid, averaged |"
     )
     lines = [head, "|---" * (head.count("|") - 1) + "|"]
     for row in table:
         control, gain = row.best_control
+        rival, rival_gain = row.best_rival
         cells = [
             row.setting.name,
             f"{row.rate_over_best:.3g}",
@@ -246,6 +144,7 @@ def markdown(table: Sequence[Row]) -> str:
             _loss(row.tuned_loss),
             *(_gain(row.cost.get(arm)) for arm in ("hybrid", "hybrid, averaged", "baseline, averaged")),
             f"{_gain(gain)} {control}",
+            f"{_gain(rival_gain)} {rival}",
             *(_gain(row.wall.get(arm)) for arm in ("hybrid", "hybrid, averaged")),
         ]
         lines.append("| " + " | ".join(cells) + " |")
@@ -280,7 +179,7 @@ def draw(table: Sequence[Row], path: Path) -> None:
     axis = figure.subplots()
     floor, families = 0.4, dict.fromkeys((r.setting.model, r.setting.optimizer) for r in table)
     looks = {"hybrid": ("o", 1.0), "hybrid, averaged": ("^", 0.75), "baseline, averaged": ("x", 0.75)}
-    for (model, optimizer), colour in zip(families, ("C0", "C1", "C2", "C3", "C4"), strict=False):
+    for (model, optimizer), colour in zip(families, (f"C{i}" for i in range(10)), strict=False):
         own = [r for r in table if (r.setting.model, r.setting.optimizer) == (model, optimizer)]
         for arm, (marker, alpha) in looks.items():
             for schedule, fill in (("constant", colour), ("cosine", "none")):
@@ -317,7 +216,12 @@ def report(table: Sequence[Row], plan: Plan, seconds: float) -> dict[str, Any]:
     data: dict[str, Any] = plain_json(
         {
             "rows": [
-                {"name": row.setting.name, "best_control": row.best_control, **attrs.asdict(row)}
+                {
+                    "name": row.setting.name,
+                    "best_control": row.best_control,
+                    "best_rival": row.best_rival,
+                    **attrs.asdict(row),
+                }
                 for row in table
             ],
             "steps": plan.steps,
@@ -356,81 +260,179 @@ def read_options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.predict", description=(__doc__ or "").split("\n", 1)[0]
     )
-    parser.add_argument("--full", action="store_true", help="3 seeds, 2000 steps, all controls, stdlib-gpt")
+    parser.add_argument("--full", action="store_true", help="3 seeds, 2000 steps, all controls, all models")
+    parser.add_argument("--curve", action="store_true", help="seven rates of three tasks beside the rivals")
     parser.add_argument("--only", action="append", help="settings whose name contains this; may be repeated")
     parser.add_argument("--seeds", type=int, help="number of seeds")
     parser.add_argument("--steps", type=int, help="real steps of the MLP's runs")
-    parser.add_argument("--gpt-steps", type=int, help="real steps of stdlib-gpt's runs")
+    parser.add_argument("--gpt-steps", type=int, help="real steps of the language models' runs")
+    parser.add_argument("--pinn-steps", type=int, help="real steps of the physics-informed networks' runs")
     parser.add_argument("--data", help=f"folder of {DATA_FILE}")
     parser.add_argument("--controller", default="credit")
+    parser.add_argument("--arms", help="arms beside the baseline, with commas, instead of the usual ones")
+    parser.add_argument("--rivals", help=f"rivals with commas, or all: {', '.join(RIVALS)}")
     parser.add_argument("--set", action="append", default=[], help="dotted.key=value of every configuration")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--workers", type=int, help="processes of one thread; 2 on the CPU, else 1")
-    parser.add_argument("--out", type=Path, help="new folder for runs, predict.json and predict.png")
+    parser.add_argument("--out", type=Path, help="folder for runs, tables and figures; finished runs stay")
     parser.add_argument("--read", type=Path, help="tabulate a folder of earlier runs instead of running")
     return parser.parse_args(arguments)
 
 
+def arms_of(options: argparse.Namespace) -> tuple[str, ...]:
+    """Arms beside the baseline that the options ask for."""
+    if options.curve:
+        return CURVE_ARMS
+    arms = options.arms.split(",") if options.arms is not None else FULL_ARMS if options.full else ARMS
+    rivals = list(RIVALS) if options.rivals == "all" else (options.rivals or "").split(",")
+    chosen = tuple(arm for arm in (*arms, *rivals) if arm)
+    for arm in chosen:
+        if arm not in RIVALS:
+            check_arm(arm)
+    return chosen
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     options = read_options(arguments)
-    full = options.full
+    full = options.full or options.curve
+    language = options.gpt_steps or (1000 if full else 400)
+    pinn = options.pinn_steps or (3000 if full else 1500)
     plan = Plan(
         steps={
             "mlp": options.steps or (2000 if full else 1200),
-            "gpt": options.gpt_steps or (1000 if full else 400),
+            **dict.fromkeys(("gpt", "lora", "finetune"), language),
+            **dict.fromkeys(("convection", "poisson"), pinn),
         },
         evaluations=50 if full else 30,
-        validation=10_000 if full else 2_000,
-        seeds=tuple(range(options.seeds or (3 if full else 1))),
-        arms=FULL_ARMS if full else ARMS,
+        validation=10_000 if options.full else 2_000,
+        seeds=tuple(range(options.seeds or (3 if options.full else 1))),
+        arms=arms_of(options),
         controller=options.controller,
         device=options.device,
         data=find_data(options.data),
         overrides=tuple(options.set),
     )
-    models = {"mlp", "gpt"} if full or options.device != "cpu" or options.only else {"mlp"}
-    wanted = [s for s in SETTINGS if s.model in models]
-    if options.only:
-        wanted = [s for s in wanted if any(word in s.name for word in options.only)]
+    wanted = wanted_settings(options)
     folder = options.read or options.out or Path("runs") / time.strftime("predict-%Y%m%d-%H%M%S")
-    started = time.monotonic()
+    started, complete = time.monotonic(), True
     if options.read is None:
         workers = options.workers or (2 if options.device == "cpu" else 1)
-        if not run_all(plan, wanted, folder, workers):
-            return 130
-    results = {s: read_comparison(folder / s.name) for s in wanted if (folder / s.name).is_dir()}
+        complete = run_all(plan, wanted, folder, workers, once=options.curve)
+    tabulate_all(plan, options, wanted, folder, time.monotonic() - started)
+    return 0 if complete else 1
+
+
+def wanted_settings(options: argparse.Namespace) -> list[Setting]:
+    """Settings that the options ask for."""
+    if options.curve:
+        wanted = list(CURVE)
+    else:
+        everything = options.full or options.device != "cpu" or options.only
+        wanted = [s for s in SETTINGS if everything or s.model == "mlp"]
+    if options.only:
+        wanted = [s for s in wanted if any(word in s.name for word in options.only)]
+    return wanted
+
+
+def tabulate_all(
+    plan: Plan, options: argparse.Namespace, wanted: Sequence[Setting], folder: Path, seconds: float
+) -> None:
+    """Print tables and write files from what is finished in a folder."""
+    if options.curve:
+        points = curve(wanted, plan.arms, folder)
+        if points:
+            print(curve_table(points, plan.arms))
+            draw_curve(points, plan.arms, folder / "curve.png", plan.controller)
+            data = plain_json([{"name": p.setting.name, **attrs.asdict(p)} for p in points])
+            (folder / "curve.json").write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")
+            print(f"runs, curve.json and curve.png in {folder}")
+        return
+    results = {s: found for s in wanted if (found := finished_comparison(folder / s.name)) is not None}
     table = rows(results)
+    if not table:
+        return
     print(markdown(table) + "\n\n" + worst(table))
     for name in edges(results):
         print(f"the best rate is the largest tried: {name}")
-    data = report(table, plan, time.monotonic() - started)
-    (folder / "predict.json").write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")
+    (folder / "predict.json").write_text(
+        json.dumps(report(table, plan, seconds), indent=2) + "\n", encoding="utf-8"
+    )
     draw(table, folder / "predict.png")
     print(f"runs, predict.json and predict.png in {folder}")
-    return 0
 
 
-def run_all(plan: Plan, wanted: Sequence[Setting], folder: Path, workers: int) -> bool:
-    """Run all settings in worker processes, the longest first; False where the user stopped it."""
+def finished_comparison(folder: Path) -> Comparison | None:
+    """The runs of a setting; None where no baseline, or nothing to compare it with, is finished."""
+    if next(folder.glob("*/*/metrics.jsonl"), None) is None:
+        return None
+    result = read_comparison(folder)
+    return result if any(row.arm == "baseline" for row in result.rows) else None
+
+
+def jobs_of(plan: Plan, wanted: Sequence[Setting], *, once: bool) -> list[tuple[Setting, int, Plan]]:
+    """What a worker runs at a time: a setting with one seed.
+
+    Args:
+        plan: How.
+        wanted: The settings.
+        once: Run rivals that read no rate at one rate of each optimizer only.
+    """
+    jobs = []
+    served: set[tuple[str, str]] = set()
+    for setting in wanted:
+        family, own = (setting.model, setting.optimizer), plan
+        if once and family in served:
+            free = {arm for arm in plan.arms if arm in RIVALS and RIVALS[arm].own_rate}
+            own = attrs.evolve(plan, arms=tuple(arm for arm in plan.arms if arm not in free))
+        served.add(family)
+        jobs += [(setting, seed, own) for seed in plan.seeds]
+    return sorted(jobs, key=lambda job: -work(job[2], job[0]))
+
+
+def work(plan: Plan, setting: Setting) -> float:
+    """About how long a job takes, so that the longest come first."""
+    step = {"mlp": 4.0, "convection": 5.0, "poisson": 5.0}.get(setting.model, 90.0)
+    return step * plan.steps[setting.model] * len(plan.arms_of(setting))
+
+
+def run_all(plan: Plan, wanted: Sequence[Setting], folder: Path, workers: int, *, once: bool = False) -> bool:
+    """Run all settings in worker processes, the longest first; False where some did not come to their end.
+
+    Args:
+        plan: How.
+        wanted: The settings.
+        folder: Folder with one sub-folder for each setting.
+        workers: Processes.
+        once: See `jobs_of`.
+    """
     for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
         os.environ[variable] = "1"  # read by the workers when they start
-    order = sorted(wanted, key=lambda s: (s.model != "gpt", not s.shown))
     started = time.monotonic()
+    plan.prepare(tuple(wanted))
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(workers, mp_context=context, initializer=one_thread) as pool:
-        jobs = {pool.submit(plan.run, setting, folder / setting.name): setting for setting in order}
+        jobs = {
+            pool.submit(own.run, setting, seed, folder / setting.name): f"{setting.name} seed {seed}"
+            for setting, seed, own in jobs_of(plan, wanted, once=once)
+        }
+        whole = True
         try:
             for count, job in enumerate(as_completed(jobs), 1):
-                job.result()
+                try:
+                    job.result()
+                    word = "done"
+                except HybridCoreError as error:
+                    whole, word = False, f"failed: {error}"
                 seconds = time.monotonic() - started
-                print(f"{count}/{len(jobs)} {jobs[job].name} after {seconds:.0f} s", file=sys.stderr)
+                line = f"{count}/{len(jobs)} {jobs[job]} {word} after {seconds:.0f} s"
+                print(line, file=sys.stderr, flush=True)
         except KeyboardInterrupt:
             pool.shutdown(wait=False, cancel_futures=True)
             return False
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
-    return True
+    return whole
 
 
 if __name__ == "__main__":

@@ -45,22 +45,22 @@ class Baseline:
     ) -> None:
         self._adapter, self._clock = adapter, clock
         self.average, self._batches = average, tuple(batches)
-        self._counts = Counts()
-        self._reporter = Reporter(events, clock, self._counts, metrics)
+        self.counts = Counts()
+        self._reporter = Reporter(events, clock, self.counts, metrics)
 
     @property
     def real_steps(self) -> int:
         """Real steps so far."""
-        return self._counts.real_steps
+        return self.counts.real_steps
 
     def step(self, batch: Any) -> StepResult:
         """One real step by the adapter."""
         started = time.perf_counter()
         result = self._adapter.train_step(batch)
         seconds = time.perf_counter() - started
-        counts = self._counts
+        counts = self.counts
         counts.real_steps += 1
-        counts.cost += 1.0
+        counts.cost += result.evaluations
         counts.backward_passes += result.backward_passes
         if result.skipped:
             counts.skipped += 1
@@ -96,10 +96,10 @@ class Baseline:
         counts |= dict.fromkeys(("residuals", "corrections", "corrections_reverted", "micro_corrections"), 0)
         shares = dict.fromkeys(("predicted_steps", "credit_steps", "credit_seconds", "overhead_share"), 0.0)
         return {
-            "real_steps": self._counts.real_steps,
-            "backward_passes": self._counts.backward_passes,
-            "skipped": self._counts.skipped,
-            "cost": self._counts.cost,
+            "real_steps": self.counts.real_steps,
+            "backward_passes": self.counts.backward_passes,
+            "skipped": self.counts.skipped,
+            "cost": self.counts.cost,
             "elapsed": self._clock.elapsed(),
             "budget_bytes": 0,
             "average_seconds": self.average.seconds if self.average is not None else 0.0,

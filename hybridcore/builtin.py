@@ -19,6 +19,7 @@ PREDICTORS: tuple[str, ...] = (
     "hybridcore.predictors.anderson:Anderson",
     "hybridcore.predictors.latent:Latent",
     "hybridcore.predictors.subspace_newton:SubspaceNewton",
+    "hybridcore.predictors.gauss_newton:GaussNewton",
     "hybridcore.predictors.controls:NoPrediction",
     "hybridcore.predictors.controls:Frozen",
     "hybridcore.predictors.controls:RandomJump",

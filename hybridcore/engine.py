@@ -305,10 +305,10 @@ class Engine:
         seconds = time.perf_counter() - self._started
         counts = self.counts
         counts.real_steps += 1
-        counts.cost += 1.0
+        counts.cost += result.evaluations
         counts.backward_passes += result.backward_passes
         self._trials.note_batch(result.n_examples)
-        self.budget.run(1.0, seconds)
+        self.budget.run(float(result.evaluations), seconds)
         trial = self._trials.trial
         record = StepRecord(
             counts.real_steps,

@@ -18,7 +18,15 @@ from hybridcore.errors import HybridCoreError, PluginError, PredictionError
 from hybridcore.history import History
 from hybridcore.jumps import Jump, JumpLimiter
 from hybridcore.probes import FORWARD_COST, ProbeSet, paired_difference
-from hybridcore.protocols import Action, Adapter, Buckets, MeasuringPredictor, Prediction, Predictor
+from hybridcore.protocols import (
+    Action,
+    Adapter,
+    Buckets,
+    LinearisingPredictor,
+    MeasuringPredictor,
+    Prediction,
+    Predictor,
+)
 from hybridcore.reporting import Reporter
 from hybridcore.restraint import Restraint
 from hybridcore.trials import TrialKeeper
@@ -288,7 +296,9 @@ class Leaps:
 
     def prediction(self, predictor: Predictor, horizon: float, continuous: bool) -> Prediction:
         """The predictor's proposal; measured by probes where it can use them and no step is continuous."""
-        if continuous or not len(self._probes) or not isinstance(predictor, MeasuringPredictor):
+        measures = isinstance(predictor, MeasuringPredictor)
+        linearises = isinstance(predictor, LinearisingPredictor) and "residuals" in self._adapter.capabilities
+        if continuous or not len(self._probes) or not (measures or linearises):
             return predictor.predict(self._history, horizon, self._adapter.xp)
         current = self._adapter.read_params()
 
@@ -296,4 +306,8 @@ class Leaps:
             weights = tuple(w + d for w, d in zip(current, change, strict=True))
             return float(np.mean(self._trials.probe(weights)))
 
+        if linearises and isinstance(predictor, LinearisingPredictor):
+            linearise = self._trials.linearise
+            return predictor.predict_linearised(self._history, horizon, self._adapter.xp, linearise, measure)
+        assert isinstance(predictor, MeasuringPredictor)
         return predictor.predict_with(self._history, horizon, self._adapter.xp, measure)

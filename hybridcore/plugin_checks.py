@@ -17,6 +17,7 @@ from hybridcore.protocols import (
     Controller,
     Corrector,
     Dynamics,
+    LinearisingPredictor,
     MeasuringPredictor,
     Monitor,
     Predictor,
@@ -93,6 +94,8 @@ def check_class(kind: str, cls: object, source: str) -> None:
     _check_methods(kind, cls, protocol, where)
     if kind == "predictor" and hasattr(cls, "predict_with"):
         _check_methods(kind, cls, MeasuringPredictor, where)
+    if kind == "predictor" and hasattr(cls, "predict_linearised"):
+        _check_methods(kind, cls, LinearisingPredictor, where)
     missing = [a for a in protocol.__annotations__ if not hasattr(cls, a)]
     if missing:
         raise PluginError(

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from hybridcore.errors import ProbeError
 from hybridcore.layout import Buckets
-from hybridcore.protocols import Adapter
+from hybridcore.protocols import Adapter, ResidualAdapter
 
 __all__ = ["PairedDifference", "ProbeSet", "paired_difference"]
 
@@ -130,10 +130,31 @@ class ProbeSet:
         self._n_examples = int(losses.size)
         return losses
 
-    def charge(self, examples_per_step: int) -> float:
-        """Book one probe and give its cost in units of a real step on `examples_per_step` examples."""
+    def linearise(
+        self, adapter: Adapter, directions: Sequence[Buckets]
+    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Residuals (n,) of all batches and their derivatives (n, k) along k changes of the weights.
+
+        Args:
+            adapter: A model with the capability ``"residuals"``.
+            directions: The changes.
+        """
+        assert isinstance(adapter, ResidualAdapter)
+        parts = [adapter.linearise_residuals(batch, directions) for batch in self._batches]
+        residuals = np.concatenate([residual for residual, _ in parts])
+        self.count += 1
+        self._n_examples = int(residuals.size)
+        return residuals, np.concatenate([products for _, products in parts])
+
+    def charge(self, examples_per_step: int, forwards: float = 1.0) -> float:
+        """Book one probe and give its cost in units of a real step.
+
+        Args:
+            examples_per_step: Examples of a real step.
+            forwards: Forward passes that it takes.
+        """
         per_step = examples_per_step if examples_per_step > 0 else self._n_examples / max(len(self), 1)
-        cost = FORWARD_COST * self._n_examples / max(per_step, 1.0)
+        cost = FORWARD_COST * forwards * self._n_examples / max(per_step, 1.0)
         self.cost += cost
         return cost
 

@@ -36,6 +36,7 @@ __all__ = [
     "Corrector",
     "Dynamics",
     "Framework",
+    "LinearisingPredictor",
     "MeasuringPredictor",
     "Monitor",
     "OptimizerSpec",
@@ -46,6 +47,7 @@ __all__ = [
     "Problem",
     "RateAdapter",
     "Residual",
+    "ResidualAdapter",
     "Signal",
     "SignalLevel",
     "Situation",
@@ -83,6 +85,8 @@ class StepResult:
         n_examples: Examples in the batch; 0 where it is not known.
         backward_passes: Backward passes it took (more than one under accumulation or with closures) (F49).
         overflow: A gradient scaler skipped the step while it looks for its scale; no sign of trouble.
+        evaluations: Forward and backward passes over the whole batch, the unit of cost; more than one where
+            the optimizer evaluates a closure.
     """
 
     loss: float
@@ -91,6 +95,7 @@ class StepResult:
     n_examples: int = 0
     backward_passes: int = 1
     overflow: bool = False
+    evaluations: int = 1
 
 
 @attrs.frozen(slots=True)
@@ -248,6 +253,20 @@ class Adapter(Protocol):
 
 
 @runtime_checkable
+class ResidualAdapter(Protocol):
+    """What an adapter with the capability ``"residuals"`` offers: losses that are squares of residuals."""
+
+    def linearise_residuals(
+        self, batch: Any, directions: Sequence[Buckets]
+    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Residuals r (n,) whose squares are `Adapter.probe_loss`, and their derivatives (n, k).
+
+        Forward-mode differentiation along k changes of the weights, in evaluation mode; nothing changes.
+        """
+        ...
+
+
+@runtime_checkable
 class RateAdapter(Adapter, Protocol):
     """An adapter with the capability ``"learning-rate"``: the engine may change the learning rate (F40)."""
 
@@ -356,6 +375,31 @@ class MeasuringPredictor(Predictor, Protocol):
             xp: Array namespace of the buckets.
             measure: Mean probe loss of the current weights plus the buckets given. Each call is booked as
                 one probe, and leaves the weights as they are.
+        """
+        ...
+
+
+@runtime_checkable
+class LinearisingPredictor(Predictor, Protocol):
+    """A predictor that uses the residuals of the probe examples, where the adapter has ``"residuals"``."""
+
+    def predict_linearised(
+        self,
+        history: History,
+        horizon: float,
+        xp: ModuleType,
+        linearise: Callable[[Sequence[Buckets]], tuple[NDArray[np.float64], NDArray[np.float64]]],
+        measure: Callable[[Buckets], float],
+    ) -> Prediction:
+        """Like `predict`, which the engine calls instead where there are no residuals or probe examples.
+
+        Args:
+            history: The history.
+            horizon: Optimizer steps that the change should be worth.
+            xp: Array namespace of the buckets.
+            linearise: Residuals (n,) of all probe examples at the current weights, and their derivatives
+                (n, k) along k changes; booked as a forward pass and two more for each direction.
+            measure: See `MeasuringPredictor`.
         """
         ...
 

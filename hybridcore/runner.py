@@ -32,7 +32,16 @@ from hybridcore.records import AVERAGED, Evaluation, final_loss, loss_gap, speed
 if TYPE_CHECKING:
     from hybridcore.plugins import Registry
 
-__all__ = ["RunResult", "build_task", "require_unused", "run_task", "train", "write_json"]
+__all__ = [
+    "Recipe",
+    "RunResult",
+    "Stepper",
+    "build_task",
+    "require_unused",
+    "run_task",
+    "train",
+    "write_json",
+]
 
 logger = logging.getLogger("hybridcore")
 
@@ -67,6 +76,18 @@ class Stepper(Protocol):
 
     def finish(self) -> dict[str, Any]:
         """Close what is open and give the summary."""
+        ...
+
+
+class Recipe(Protocol):
+    """A way to train other than the engine and the plain loop, with the same records: a rival (F74)."""
+
+    def task(self, config: HybridConfig, registry: Registry) -> TaskRun:
+        """Data, model and optimizer."""
+        ...
+
+    def stepper(self, config: HybridConfig, task: TaskRun, events: EventBus, clock: Stopwatch) -> Stepper:
+        """What is trained with."""
         ...
 
 
@@ -138,15 +159,26 @@ def run_task(
 def train(
     config: HybridConfig,
     arm: str,
-    engine: bool,
+    engine: bool | Recipe,
     out_dir: Path,
     progress: Listener | None,
     registry: Registry,
     baseline: tuple[Evaluation, ...] | None = None,
     faults: Sequence[Fault] = (),
 ) -> RunResult:
-    """`run_task` after the arm is planned: with this configuration, under this label."""
-    task = build_task(config, registry)
+    """`run_task` after the arm is planned: with this configuration, under this label.
+
+    Args:
+        config: The configuration.
+        arm: The label.
+        engine: True for the engine, False for the plain loop, or a recipe of your own.
+        out_dir: Folder for the run's files.
+        progress: Hears every event.
+        registry: Where names are looked up.
+        baseline: Evaluations of the paired baseline.
+        faults: Faults to inject.
+    """
+    task = build_task(config, registry) if isinstance(engine, bool) else engine.task(config, registry)
     events, clock = EventBus(), Stopwatch()
     if faults:
         task = inject(task, faults, events)
@@ -178,7 +210,9 @@ class _Loop:
         self._events, self._clock, self._out_dir = events, clock, out_dir
         self._evaluations: list[Evaluation] = []
 
-    def run(self, engine: bool, registry: Registry, baseline: tuple[Evaluation, ...] | None) -> RunResult:
+    def run(
+        self, engine: bool | Recipe, registry: Registry, baseline: tuple[Evaluation, ...] | None
+    ) -> RunResult:
         stepper, interrupted = self._stepper(engine, registry), False
         try:
             self._evaluate(stepper)
@@ -202,8 +236,10 @@ class _Loop:
             interrupted,
         )
 
-    def _stepper(self, engine: bool, registry: Registry) -> Stepper:
+    def _stepper(self, engine: bool | Recipe, registry: Registry) -> Stepper:
         adapter = self._task.adapter
+        if not isinstance(engine, bool):
+            return engine.stepper(self._config, self._task, self._events, self._clock)
         if not engine:
             average = self._config.average
             return Baseline(

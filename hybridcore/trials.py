@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import attrs
@@ -412,6 +412,20 @@ class TrialKeeper:
         self._budget.spend(cost, seconds)
         self._on_probe(int(losses.size), float(losses.mean()), cost)
         return losses
+
+    def linearise(self, directions: Sequence[Buckets]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Residuals (n,) of the probe set and their derivatives (n, k), booked.
+
+        A derivative of a forward pass costs two of them: it has two products where the pass has one.
+        """
+        start = time.perf_counter()
+        residuals, products = self._probes.linearise(self._adapter, directions)
+        self._adapter.synchronize()
+        cost = self._probes.charge(self._examples, forwards=1.0 + 2.0 * len(directions))
+        self.cost += cost
+        self._budget.spend(cost, time.perf_counter() - start)
+        self._on_probe(int(residuals.size), float(np.mean(residuals**2)), cost)
+        return residuals, products
 
     def note_batch(self, examples: int) -> None:
         """Remember how many examples a real step uses, the unit of probe costs."""

@@ -2,28 +2,25 @@
 
 from __future__ import annotations
 
-import importlib.util
+import importlib
 import json
 import math
-import sys
 from pathlib import Path
 
 import attrs
 import pytest
 
 from hybridcore.compare import summarise
+from hybridcore.errors import ConfigError
 from hybridcore.records import Evaluation, RunRecord
 
-FILE = Path(__file__).parents[1] / "benchmarks" / "predict.py"
+ROOT = Path(__file__).parents[1]
 
 
 @pytest.fixture
 def predict(monkeypatch):
-    spec = importlib.util.spec_from_file_location("predict", FILE)
-    module = importlib.util.module_from_spec(spec)
-    monkeypatch.setitem(sys.modules, "predict", module)
-    spec.loader.exec_module(module)
-    return module
+    monkeypatch.syspath_prepend(str(ROOT))
+    return importlib.import_module("benchmarks.predict")
 
 
 def runs(**arms):
@@ -66,14 +63,14 @@ def test_rates_and_losses_are_set_against_the_best_baseline(predict):
 
 
 def test_every_optimizer_has_rates_beyond_its_rows(predict):
-    """So that the best baseline can be seen not to lie at the edge."""
+    """So that the best baseline can be seen not to lie at the edge; rows above the best ones lie beyond."""
     for setting in predict.SETTINGS:
         alike = [
             s
             for s in predict.SETTINGS
-            if attrs.evolve(s, rate=1.0, shown=True).name == attrs.evolve(setting, rate=1.0).name
+            if attrs.evolve(s, rate=1.0).name == attrs.evolve(setting, rate=1.0).name
         ]
-        if setting.shown:
+        if setting.shown and not setting.above:
             assert max(s.rate for s in alike) > setting.rate
     assert len({s.name for s in predict.SETTINGS}) == len(predict.SETTINGS)
 
@@ -92,6 +89,12 @@ def test_a_setting_is_the_recipe_it_names(predict, registry):
         "schedule_steps": 40,
     }
     assert (config.controller.name, config.average.enabled) == ("fixed", True)
+    plan = attrs.evolve(plan, steps={"lora": 4, "poisson": 5}, controller="credit", overrides=())
+    full_batch = plan.configuration(predict.Setting("poisson", "adam", 0.01), seed=3)
+    assert (full_batch.task.name, full_batch.run.seed) == ("poisson-pinn", 3)
+    assert (full_batch.controller.name, full_batch.predictor.name) == ("fixed", "gauss-newton")
+    lora = plan.configuration(predict.Setting("lora", "adamw", 1e-4))
+    assert (lora.task.name, lora.controller.name, lora.run.steps) == ("lora-gpt", "credit", 4)
 
 
 def test_tiny_runs_give_table_figure_and_file(
@@ -100,14 +103,16 @@ def test_tiny_runs_give_table_figure_and_file(
     plan = predict.Plan({"mlp": 60}, 3, 9, (0,), ("hybrid", "random"), "fixed", "cpu", None)
     made = {}
 
-    def configure(self, setting):
-        return configuration(task={"learning_rate": setting.rate}, average={"enabled": True, "every": 2})
+    def configure(self, setting, seed=0):
+        run = {"seed": seed}
+        task = {"learning_rate": setting.rate}
+        return configuration(run=run, task=task, average={"enabled": True, "every": 2})
 
     monkeypatch.setattr(predict.Plan, "configuration", configure)
     settings = [predict.Setting("mlp", "sgd", 0.02), predict.Setting("mlp", "sgd", 0.2, shown=False)]
     monkeypatch.setattr(predict, "SETTINGS", tuple(settings))
     for setting in settings:
-        plan.run(setting, tmp_path / setting.name)
+        plan.run(setting, 0, tmp_path / setting.name)
         made[setting] = (tmp_path / setting.name / "random").is_dir()
     assert list(made.values()) == [True, False]
     assert predict.main(["--read", str(tmp_path)]) == 0
@@ -116,6 +121,98 @@ def test_tiny_runs_give_table_figure_and_file(
     assert {"hybrid, averaged", "baseline, averaged", "random"} <= data["rows"][0]["cost"].keys()
     assert (tmp_path / "predict.png").stat().st_size > 10_000
     assert "worst row: mlp-sgd-0.02" in capsys.readouterr().out
+
+
+@pytest.fixture
+def tiny(predict, monkeypatch, configuration, registry):
+    """A plan on the small problem, and a counter of the arms that it trains."""
+    from benchmarks import settings
+
+    trained = []
+    run_arm = settings._run_arm
+
+    def count(config, arm, place, registry):
+        if config.run.steps > 3:
+            trained.append((arm, config.run.seed))
+        run_arm(config, arm, place, registry)
+
+    def configure(self, setting, seed=0):
+        return configuration(run={"seed": seed}, task={"learning_rate": setting.rate})
+
+    monkeypatch.setattr(settings, "_run_arm", count)
+    monkeypatch.setattr(predict.Plan, "configuration", configure)
+    arms = ("hybrid", "fast-forward", "ema")
+    return predict.Plan({"mlp": 60}, 3, 9, (0, 1), arms, "fixed", "cpu", None), trained
+
+
+def test_a_second_call_goes_on_where_the_first_stopped(predict, tiny, tmp_path):
+    plan, trained = tiny
+    setting = predict.Setting("mlp", "sgd", 0.02)
+    plan.run(setting, 0, tmp_path)
+    plan.run(setting, 1, tmp_path)
+    forth = ["baseline", "hybrid", "fast-forward", "ema"]
+    assert trained == [(arm, 0) for arm in forth] + [(arm, 1) for arm in reversed(forth)]
+    trained.clear()
+    (tmp_path / "ema" / "seed-0" / "summary.json").unlink()
+    summary = tmp_path / "hybrid" / "seed-0" / "summary.json"
+    summary.write_text(summary.read_text().replace('"interrupted": false', '"interrupted": true'))
+    plan.run(setting, 0, tmp_path)
+    plan.run(setting, 1, tmp_path)
+    assert trained == [("hybrid", 0), ("ema", 0)]
+    result = predict.finished_comparison(tmp_path)
+    assert {row.arm: row.runs for row in result.rows} == dict.fromkeys(forth, 2)
+    assert predict.finished_comparison(tmp_path / "elsewhere") is None
+
+
+def test_only_full_batches_have_lbfgs(predict):
+    plan = predict.Plan({}, 3, 9, (0,), ("hybrid", "lbfgs"), "fixed", "cpu", None)
+    assert plan.arms_of(predict.Setting("mlp", "sgd", 0.1)) == ("baseline", "hybrid")
+    assert plan.arms_of(predict.Setting("poisson", "adam", 0.1)) == ("baseline", "hybrid", "lbfgs")
+    assert plan.arms_of(predict.Setting("poisson", "adam", 0.1, shown=False)) == ("baseline",)
+
+
+def test_the_curve_has_seven_rates_from_a_300th_to_3(predict):
+    for model, optimizer in (("mlp", "sgd"), ("mlp", "adam"), ("lora", "adamw")):
+        rates = [s.rate for s in predict.CURVE if (s.model, s.optimizer) == (model, optimizer)]
+        assert len(rates) == 7
+        assert rates[-1] / rates[0] == pytest.approx(900, rel=1e-4)
+    assert len({s.name for s in predict.CURVE}) == 21
+
+
+def test_a_rival_without_a_rate_is_run_once_and_drawn_at_every_rate(predict, tiny, tmp_path, monkeypatch):
+    from benchmarks.rivals import RIVALS
+
+    plan, _ = tiny
+    monkeypatch.setitem(RIVALS, "ema", attrs.evolve(RIVALS["ema"], own_rate=True))
+    settings = [predict.Setting("mlp", "sgd", rate) for rate in (0.002, 0.02)]
+    plan = attrs.evolve(plan, seeds=(0,))
+    jobs = predict.jobs_of(plan, settings, once=True)
+    assert sorted((s.rate, "ema" in own.arms) for s, _, own in jobs) == [(0.002, True), (0.02, False)]
+    assert all("ema" in own.arms for _, _, own in predict.jobs_of(plan, settings, once=False))
+    for setting, seed, own in jobs:
+        own.run(setting, seed, tmp_path / setting.name)
+    points = {(p.setting.rate, p.arm): p for p in predict.curve(settings, plan.arms, tmp_path)}
+    assert points[0.002, "ema"].final == points[0.02, "ema"].final
+    assert points[0.002, "ema"].cost >= points[0.02, "ema"].cost, "the slower baseline is easier to reach"
+    assert points[0.002, "baseline"].rate_over_best == pytest.approx(0.1)
+    assert points[0.02, "baseline"].cost == 1.0
+    text = predict.curve_table(list(points.values()), plan.arms)
+    assert len({line.count("|") for line in text.splitlines()}) == 1
+    predict.draw_curve(list(points.values()), plan.arms, tmp_path / "curve.png", "fixed")
+    assert (tmp_path / "curve.png").stat().st_size > 10_000
+
+
+def test_arms_come_from_the_options(predict):
+    def chosen(*words):
+        return predict.arms_of(predict.read_options(list(words)))
+
+    assert chosen() == predict.ARMS
+    assert chosen("--full") == predict.FULL_ARMS
+    assert chosen("--arms", "hybrid", "--rivals", "ema,lbfgs") == ("hybrid", "ema", "lbfgs")
+    assert set(chosen("--rivals", "all")) == {*predict.ARMS, *predict.RIVALS}
+    assert chosen("--curve") == ("hybrid", "fast-forward", "schedule-free", "prodigy")
+    with pytest.raises(ConfigError, match="unknown arm"):
+        chosen("--rivals", "emma")
 
 
 def test_data_that_is_named_must_be_there(predict, tmp_path, monkeypatch):

@@ -14,6 +14,7 @@ from hybridcore.predictors.anderson import Anderson
 from hybridcore.predictors.average import Average
 from hybridcore.predictors.controls import Frozen, NoPrediction, RandomJump
 from hybridcore.predictors.drift import Drift
+from hybridcore.predictors.gauss_newton import GaussNewton
 from hybridcore.predictors.last_update import LastUpdate
 from hybridcore.predictors.latent import Latent
 from hybridcore.predictors.outer_momentum import OuterMomentum
@@ -29,6 +30,13 @@ class TestLastUpdate(PredictorContract):
 
     def make(self) -> LastUpdate:
         return LastUpdate()
+
+
+class TestGaussNewton(PredictorContract):
+    exact_on_straight_line = True
+
+    def make(self) -> GaussNewton:
+        return GaussNewton()
 
 
 class TestDrift(PredictorContract):

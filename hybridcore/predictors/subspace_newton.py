@@ -17,7 +17,7 @@ from hybridcore.layout import Buckets, ParamLayout
 from hybridcore.predictors.snapshots import combine, differences, gram
 from hybridcore.protocols import API_VERSION, Prediction, StepRecord
 
-__all__ = ["SubspaceNewton"]
+__all__ = ["SubspaceNewton", "orthonormal"]
 
 Matrix = NDArray[np.float64]
 
@@ -90,7 +90,7 @@ class SubspaceNewton:
         newest, *older = reversed(differences(history.window_means[-self.windows :]))
         vectors = [newest, history.last_update(), *older][: c.dimensions]
         length = abs(horizon) * norm(newest, xp) / history.window
-        whiten = _orthonormal(gram(vectors, xp))
+        whiten = orthonormal(gram(vectors, xp))
         if length == 0.0 or whiten.shape[1] == 0:
             return Prediction(newest, horizon, 0.0, scale=0.0)
         gradient, curvature = _quadratic(
@@ -116,7 +116,7 @@ class SubspaceNewton:
         """Nothing."""
 
 
-def _orthonormal(products: Matrix) -> Matrix:
+def orthonormal(products: Matrix) -> Matrix:
     """Weights of the vectors, one column per direction of an orthonormal basis of their span."""
     sizes = np.sqrt(products.diagonal())
     scales = np.divide(1.0, sizes, out=np.zeros_like(sizes), where=sizes > 0.0)

@@ -13,6 +13,9 @@ BUILTIN: tuple[str, ...] = (
     "hybridcore.tasks.mnist_mlp:MnistMlp",
     "hybridcore.tasks.mnist_cnn:MnistCnn",
     "hybridcore.tasks.stdlib_gpt:StdlibGpt",
+    "hybridcore.tasks.finetune_gpt:FinetuneGpt",
+    "hybridcore.tasks.lora_gpt:LoraGpt",
     "hybridcore.tasks.poisson_pinn:PoissonPinn",
+    "hybridcore.tasks.convection_pinn:ConvectionPinn",
 )
 """``module:class`` of every built-in task, imported only when a task is looked up."""

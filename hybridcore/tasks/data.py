@@ -7,7 +7,7 @@ import logging
 import os
 import tempfile
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from hybridcore.errors import TaskError
 
-__all__ = ["Images", "cache_folder", "cached", "digits", "mnist"]
+__all__ = ["Images", "cache_folder", "cached", "digits", "mnist", "write_arrays"]
 
 Images = tuple[NDArray[np.uint8], NDArray[np.int64]]
 """Images (n, height, width) and their classes (n,)."""
@@ -59,12 +59,16 @@ def cached(name: str, make: Callable[[], Images], folder: Path | None = None) ->
 
 
 def _write(path: Path, images: NDArray[np.uint8], labels: NDArray[np.int64]) -> None:
+    write_arrays(path, {"images": images, "labels": labels})
+
+
+def write_arrays(path: Path, arrays: Mapping[str, NDArray[Any]]) -> None:
     """Write beside the target and rename, so that no reader ever sees half a file."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}-", suffix=".npz")
     try:
         with os.fdopen(handle, "wb") as file:
-            np.savez_compressed(file, images=images, labels=labels)
+            np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
         Path(temporary).replace(path)
     except BaseException:
         with contextlib.suppress(OSError):

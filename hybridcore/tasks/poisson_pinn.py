@@ -2,43 +2,34 @@
 
 from __future__ import annotations
 
-import itertools
 import math
-from collections.abc import Iterator
 from typing import ClassVar
 
 import attrs
 import numpy as np
 from numpy.typing import NDArray
 
-from hybridcore.config import between, choice
+from hybridcore.config import between
 from hybridcore.protocols import Problem
-from hybridcore.tasks.base import BuiltinTask, TrainingOptions
+from hybridcore.tasks.base import BuiltinTask
 from hybridcore.tasks.batches import Batch
+from hybridcore.tasks.full_batch import FullBatch, PinnOptions, golden_points, interior_points
 from hybridcore.tasks.weights import glorot_layers, weight_rng
 
-__all__ = ["PoissonPinn", "boundary_points", "exact_solution", "interior_points", "source_term"]
+__all__ = ["PoissonPinn", "boundary_points", "exact_solution", "source_term"]
 
 
 @attrs.frozen(kw_only=True)
-class PoissonOptions(TrainingOptions):
+class PoissonOptions(PinnOptions):
     """Keys of ``[task]`` for `poisson-pinn`.
 
     Attributes:
-        points: Interior points of the full batch.
         edge_points: Boundary points of the full batch.
-        width: Units of each hidden layer.
-        depth: Hidden layers.
         waves: Half waves k of the solution along each axis; more are harder.
         boundary_weight: Weight of the boundary term.
     """
 
-    optimizer: str = attrs.field(default="adam", validator=choice("sgd", "momentum", "adam", "adamw"))
-    learning_rate: float = attrs.field(default=1e-3, validator=between(0.0, low_open=True))
-    points: int = attrs.field(default=512, validator=between(1))
     edge_points: int = attrs.field(default=128, validator=between(1))
-    width: int = attrs.field(default=32, validator=between(1))
-    depth: int = attrs.field(default=3, validator=between(1))
     waves: int = attrs.field(default=1, validator=between(1))
     boundary_weight: float = attrs.field(default=100.0, validator=between(0.0, low_open=True))
 
@@ -82,7 +73,7 @@ class PoissonPinn(BuiltinTask):
             weights=glorot_layers(weight_rng(seed), widths),
             optimizer=config.spec(),
             batches=FullBatch(training),
-            probes=(self._points(n, n, m, m),),
+            probes=(training if config.probe_points == "training" else self._points(n, n, m, m),),
             validation=((*validation, exact),),
             metrics=("loss", "relative_l2"),
         )
@@ -96,40 +87,9 @@ class PoissonPinn(BuiltinTask):
         return tuple(array.astype(np.float32) for array in arrays)
 
 
-class FullBatch:
-    """Endless stream of one batch.
-
-    Args:
-        batch: The batch.
-    """
-
-    def __init__(self, batch: Batch) -> None:
-        self._batch = batch
-
-    def __call__(self, position: int = 0) -> Iterator[Batch]:
-        """New stream; every position is alike."""
-        return itertools.repeat(self._batch)
-
-    def __iter__(self) -> Iterator[Batch]:
-        return self()
-
-
-def interior_points(start: int, count: int) -> NDArray[np.float64]:
-    """Points `start` to ``start + count`` of Roberts's R2 sequence in the open unit square, (count, 2).
-
-    Additive recurrence by powers of the inverse plastic number; consecutive stretches cover the square
-    evenly and share no point (Roberts 2018, "The unreasonable effectiveness of quasirandom sequences").
-    """
-    plastic = 1.324717957244746
-    index = np.arange(start, start + count, dtype=np.float64)[:, None]
-    points: NDArray[np.float64] = (0.5 + index * np.array([1 / plastic, 1 / plastic**2])) % 1.0
-    return points
-
-
 def boundary_points(start: int, count: int) -> NDArray[np.float64]:
     """Points `start` to ``start + count`` of a golden-ratio sequence along the square's edge, (count, 2)."""
-    golden = (math.sqrt(5.0) - 1.0) / 2.0
-    along = 4.0 * ((0.5 + np.arange(start, start + count) * golden) % 1.0)
+    along = 4.0 * golden_points(start, count)
     side, t = np.floor(along).astype(int), along % 1.0
     x = np.choose(side, [t, np.ones(count), 1.0 - t, np.zeros(count)])
     y = np.choose(side, [np.zeros(count), t, np.ones(count), 1.0 - t])

@@ -14,10 +14,11 @@ from hybridcore.errors import TaskError
 from hybridcore.protocols import Problem
 from hybridcore.tasks.base import BuiltinTask, TrainingOptions
 from hybridcore.tasks.batches import Batch, ShuffledBatches, batches_of
+from hybridcore.tasks.classification import Splits
 from hybridcore.tasks.corpus import Corpus, load_corpus
 from hybridcore.tasks.weights import Weights, layer_norm, normal, weight_rng
 
-__all__ = ["StdlibGpt"]
+__all__ = ["StdlibGpt", "TransformerOptions", "text_splits", "transformer_weights"]
 
 VOCABULARY = 256
 """One token per byte."""
@@ -27,8 +28,8 @@ VALIDATION_BATCHES = 8
 
 
 @attrs.frozen(kw_only=True)
-class StdlibGptOptions(TrainingOptions):
-    """Keys of ``[task]`` for `stdlib-gpt`.
+class TransformerOptions(TrainingOptions):
+    """Keys that every language model of the built-in tasks understands.
 
     Attributes:
         batch_size: Sequences per batch.
@@ -48,10 +49,26 @@ class StdlibGptOptions(TrainingOptions):
     heads: int = attrs.field(default=4, validator=between(1))
     max_bytes: int = attrs.field(default=8_000_000, validator=between(500_000))
 
+    @property
+    def shape(self) -> dict[str, int]:
+        """Sizes of the model in the adapters' words."""
+        return {
+            "vocabulary": VOCABULARY,
+            "context": self.context,
+            "width": self.width,
+            "depth": self.depth,
+            "heads": self.heads,
+        }
+
     @heads.validator
     def _heads_divide_width(self, attribute: object, value: int) -> None:
         if self.width % value:
             raise ValueError(f"heads must divide width: got {value!r}, expected a divisor of {self.width}")
+
+
+@attrs.frozen(kw_only=True)
+class StdlibGptOptions(TransformerOptions):
+    """Keys of ``[task]`` for `stdlib-gpt`."""
 
 
 class StdlibGpt(BuiltinTask):
@@ -78,43 +95,53 @@ class StdlibGpt(BuiltinTask):
     def problem(self, seed: int) -> Problem:
         """Data, weights and optimizer; see `BuiltinTask.problem`."""
         config = self.config
-        corpus = load_corpus(config.max_bytes)
-        windows = _Windows(corpus.training, config.context)
-        self._check(corpus)
+        splits = text_splits(load_corpus(config.max_bytes), config, seed)
         return Problem(
             name=self.name,
             model="transformer",
-            shape={
-                "vocabulary": VOCABULARY,
-                "context": config.context,
-                "width": config.width,
-                "depth": config.depth,
-                "heads": config.heads,
-            },
+            shape=config.shape,
             weights=transformer_weights(seed, VOCABULARY, config.context, config.width, config.depth),
             optimizer=config.spec(),
-            batches=ShuffledBatches(windows, len(windows), config.batch_size, seed),
-            probes=self._held_out(corpus.probes, PROBE_BATCHES),
-            validation=self._held_out(corpus.validation, VALIDATION_BATCHES),
+            batches=splits.batches,
+            probes=splits.probes,
+            validation=splits.validation,
             metrics=("loss",),
         )
 
-    def _held_out(self, text: NDArray[np.uint8], batches: int) -> tuple[Batch, ...]:
-        """Windows spread evenly over `text`."""
-        windows = _Windows(text, self.config.context)
-        wanted = min(batches * self.config.batch_size, len(windows))
-        return batches_of(windows, np.arange(wanted) * len(windows) // wanted, self.config.batch_size)
 
-    def _check(self, corpus: Corpus) -> None:
-        shortest = min(part.size for part in (corpus.training, corpus.probes, corpus.validation))
-        if shortest <= self.config.context:
-            raise TaskError(
-                "the standard library holds too little source for this context",
-                where="task.context",
-                got=f"{shortest} bytes in the smallest split",
-                expected=f"more than {self.config.context}",
-                fix="lower task.context, raise task.max_bytes, or use a Python with its library's source",
-            )
+def text_splits(corpus: Corpus, options: TransformerOptions, seed: int) -> Splits:
+    """Batches ``(tokens, next tokens)`` of a text: all its windows shuffled, and windows of held-out parts.
+
+    Args:
+        corpus: The text.
+        options: Batch size and context.
+        seed: Seeds the order of training windows.
+
+    Raises:
+        TaskError: A part is shorter than the context.
+    """
+    shortest = min(part.size for part in (corpus.training, corpus.probes, corpus.validation))
+    if shortest <= options.context:
+        raise TaskError(
+            "the text is too short for this context",
+            where="task.context",
+            got=f"{shortest} bytes in the smallest split",
+            expected=f"more than {options.context}",
+            fix="lower task.context, raise task.max_bytes, or use a Python with its library's source",
+        )
+    windows = _Windows(corpus.training, options.context)
+    return Splits(
+        ShuffledBatches(windows, len(windows), options.batch_size, seed),
+        _held_out(corpus.probes, PROBE_BATCHES, options),
+        _held_out(corpus.validation, VALIDATION_BATCHES, options),
+    )
+
+
+def _held_out(text: NDArray[np.uint8], batches: int, options: TransformerOptions) -> tuple[Batch, ...]:
+    """Windows spread evenly over `text`."""
+    windows = _Windows(text, options.context)
+    wanted = min(batches * options.batch_size, len(windows))
+    return batches_of(windows, np.arange(wanted) * len(windows) // wanted, options.batch_size)
 
 
 class _Windows:

@@ -1,13 +1,8 @@
 import numpy as np
 import pytest
 
-from hybridcore.tasks.poisson_pinn import (
-    PoissonPinn,
-    boundary_points,
-    exact_solution,
-    interior_points,
-    source_term,
-)
+from hybridcore.tasks.full_batch import interior_points
+from hybridcore.tasks.poisson_pinn import PoissonPinn, boundary_points, exact_solution, source_term
 
 
 @pytest.mark.parametrize("waves", [1, 3])

@@ -13,7 +13,8 @@ from hybridcore.errors import TaskError
 from hybridcore.tasks import BUILTIN
 from hybridcore.tasks.base import BuiltinTask, TrainingOptions
 
-SMALL = {"stdlib-gpt": {"depth": 1, "max_bytes": 500_000}}
+TINY = {"depth": 1, "width": 16, "heads": 2, "max_bytes": 500_000, "pretrain_steps": 10}
+SMALL = {"stdlib-gpt": {"depth": 1, "max_bytes": 500_000}, "lora-gpt": TINY, "finetune-gpt": TINY}
 
 
 def _load(path):
@@ -35,7 +36,7 @@ def _rows(batch):
 
 
 def test_names_are_unique():
-    assert len({cls.name for cls in CLASSES}) == len(CLASSES) == 5
+    assert len({cls.name for cls in CLASSES}) == len(CLASSES) == 8
 
 
 @tasks
@@ -63,12 +64,15 @@ def test_same_seed_gives_the_same_problem(cls):
 @tasks
 def test_another_seed_changes_weights_but_not_splits(cls):
     one, two = _problem(cls, 0), _problem(cls, 1)
-    assert any(not np.array_equal(one.weights[name], two.weights[name]) for name in one.weights)
+    changed = any(not np.array_equal(one.weights[name], two.weights[name]) for name in one.weights)
+    assert changed != (cls.name == "finetune-gpt"), "a trained base is the same for every seed"
     for left, right in zip(one.probes + one.validation, two.probes + two.validation, strict=True):
         assert all(np.array_equal(a, b) for a, b in zip(left, right, strict=True))
 
 
-@pytest.mark.parametrize("name", ["digits-mlp", "mnist-mlp", "mnist-cnn", "stdlib-gpt"])
+@pytest.mark.parametrize(
+    "name", ["digits-mlp", "mnist-mlp", "mnist-cnn", "stdlib-gpt", "lora-gpt", "finetune-gpt"]
+)
 def test_another_seed_changes_the_order(name):
     cls = next(c for c in CLASSES if c.name == name)
     one, two = (next(_problem(cls, seed).batches()) for seed in (0, 1))
@@ -76,12 +80,18 @@ def test_another_seed_changes_the_order(name):
 
 
 @pytest.mark.parametrize(
-    ("name", "sizes"), [("mnist-mlp", (3488, 512, 1000)), ("poisson-pinn", (512, 512, 1024))]
+    ("name", "sizes"),
+    [
+        ("mnist-mlp", (3488, 512, 1000)),
+        ("poisson-pinn", (512, 512, 1024)),
+        ("convection-pinn", (512, 512, 1024)),
+    ],
 )
 def test_splits_share_no_example(name, sizes):
     cls = next(c for c in CLASSES if c.name == name)
-    problem = _problem(cls)
-    steps = 1 if name == "poisson-pinn" else -(-sizes[0] // 64)
+    pinn = name.endswith("pinn")
+    problem = _problem(cls, **({"probe_points": "held-out"} if pinn else {}))
+    steps = 1 if pinn else -(-sizes[0] // 64)
     training = set().union(*(_rows(batch) for batch in islice(problem.batches(), steps)))
     probes = set().union(*(_rows(batch) for batch in problem.probes))
     validation = set().union(*(_rows(batch) for batch in problem.validation))

@@ -10,6 +10,7 @@ import torch
 
 from hybridcore.errors import TaskError
 from hybridcore.tasks import BUILTIN
+from hybridcore.tasks.convection_pinn import ConvectionPinn
 from hybridcore.tasks.digits_mlp import DigitsMlp
 from hybridcore.tasks.mnist_cnn import MnistCnn
 from hybridcore.tasks.poisson_pinn import PoissonPinn
@@ -17,11 +18,15 @@ from hybridcore.tasks.stdlib_gpt import StdlibGpt
 from hybridcore_torch.models import build_model
 from hybridcore_torch.models.pinn import TanhNetwork
 
+TINY = {"depth": 1, "width": 16, "heads": 2, "max_bytes": 500_000, "pretrain_steps": 10}
 SMALL = {
     "stdlib-gpt": {"depth": 2, "width": 32, "max_bytes": 500_000},
     "mnist-mlp": {"width": 64},
     "mnist-cnn": {"filters": 4},
     "poisson-pinn": {"points": 128, "edge_points": 32},
+    "convection-pinn": {"points": 128, "edge_points": 32},
+    "lora-gpt": TINY,
+    "finetune-gpt": TINY,
 }
 
 
@@ -148,6 +153,48 @@ def test_forward_laplacian_equals_nested_autograd():
     assert torch.allclose(forward_laplacian, second[0] + second[1])
 
 
+def test_forward_derivative_equals_autograd():
+    network = TanhNetwork((2, 16, 16, 1)).double()
+    points = torch.rand(30, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
+    points.requires_grad_()
+    value = network(points)
+    (gradient,) = torch.autograd.grad(value.sum(), points)
+    forward_value, slope = network.derivative(points.detach(), (7.0, 1.0))
+    assert torch.allclose(forward_value, value)
+    assert torch.allclose(slope, 7.0 * gradient[:, 0] + gradient[:, 1])
+
+
+def test_convection_losses_average_to_the_stated_loss():
+    """Residual by autograd, initial value and periodicity as they are written down."""
+    problem = _problem(ConvectionPinn, beta=5.0, boundary_weight=7.0)
+    built = build_model(problem)
+    batch = next(problem.batches())
+    interior, start, value, left, right = map(torch.from_numpy, batch)
+    interior = interior.clone().requires_grad_()
+    (gradient,) = torch.autograd.grad(built.model(interior).sum(), interior)
+    residual = gradient[:, 1] + 5.0 * gradient[:, 0]
+    stated = residual.square().mean() + 7.0 * (
+        (built.model(start) - value).square().mean()
+        + (built.model(left) - built.model(right)).square().mean()
+    )
+    assert built.loss_fn(built.model, batch).mean().item() == pytest.approx(stated.item(), rel=1e-5)
+
+
+def test_the_travelling_wave_itself_has_no_loss():
+    class Wave(TanhNetwork):
+        def forward(self, points):
+            return torch.sin(points[:, 0] - 10.0 * points[:, 1])
+
+        def derivative(self, points, direction):
+            slope = torch.cos(points[:, 0] - 10.0 * points[:, 1])
+            return self.forward(points), direction[0] * slope - 10.0 * direction[1] * slope
+
+    problem = _problem(ConvectionPinn)
+    metrics = build_model(problem).evaluate(Wave((2, 1)), problem.validation)
+    assert metrics["loss"] < 1e-9
+    assert metrics["relative_l2"] < 1e-5
+
+
 @pytest.mark.parametrize("waves", [1, 2])
 def test_exact_solution_has_no_residual(waves):
     """The task's source term and edge values fit the solution, its Laplacian taken by autograd."""
@@ -239,6 +286,11 @@ def test_initial_loss_is_that_of_a_uniform_guess(cls):
     if cls is PoissonPinn:
         # A solution near zero leaves the source term: mean square of 2 pi^2 sin sin is pi^4.
         assert 0.5 * math.pi**4 < loss < 2 * math.pi**4
+    elif cls is ConvectionPinn:
+        # Somewhere near that of a flat solution: the initial value alone leaves 1/2.
+        assert 0.4 < loss < 40
+    elif "gpt" in cls.name and cls is not StdlibGpt:
+        assert loss < math.log(256) - 0.1, "it starts from a trained base"
     else:
         assert loss == pytest.approx(math.log(256 if cls is StdlibGpt else 10), rel=0.03)
 
@@ -281,8 +333,8 @@ def test_dropout_acts_in_training_only():
 def test_a_few_steps_lower_the_validation_loss(cls):
     problem = _problem(cls)
     built = build_model(problem)
-    rate = 1e-4 if cls is PoissonPinn else 0.1
-    optimizer = torch.optim.SGD(built.model.parameters(), lr=rate)
+    rate = {PoissonPinn: 1e-4, ConvectionPinn: 1e-3}.get(cls, 0.1)
+    optimizer = torch.optim.SGD([p for p in built.model.parameters() if p.requires_grad], lr=rate)
     before = built.evaluate(built.model, problem.validation)["loss"]
     stream = problem.batches()
     for _ in range(15):

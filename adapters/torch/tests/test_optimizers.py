@@ -9,6 +9,7 @@ import torch
 
 from hybridcore.errors import TaskError
 from hybridcore.protocols import OptimizerSpec
+from hybridcore_torch.adapter import TorchAdapter
 from hybridcore_torch.optimizers import build_optimizer, build_schedule, schedule_factor
 
 
@@ -36,6 +37,20 @@ def test_two_steps_match_the_formula(name, decay, after):
         weight.grad = torch.tensor([2.0])
         optimizer.step()
     assert weight.item() == pytest.approx(after, rel=1e-5)
+
+
+def test_lbfgs_solves_a_quadratic_and_counts_its_evaluations():
+    """On ten dimensions of condition 100, a few steps of ten iterations are exact to float32."""
+    scales = torch.logspace(0, 2, 10)
+    model = torch.nn.Module()
+    model.weight = torch.nn.Parameter(torch.ones(10))
+    optimizer = build_optimizer(model.parameters(), OptimizerSpec(name="lbfgs", learning_rate=1.0))
+    adapter = TorchAdapter(model, optimizer, lambda model, _: (scales * model.weight.square()).sum()[None])
+    results = [adapter.train_step(None) for _ in range(4)]
+    assert model.weight.abs().max().item() < 1e-4
+    assert all(10 <= r.evaluations == r.backward_passes <= 25 for r in results[:2])
+    with pytest.raises(TaskError, match="no weight decay"):
+        build_optimizer([one_weight()], OptimizerSpec(name="lbfgs", weight_decay=0.1))
 
 
 def test_unknown_names_are_refused():

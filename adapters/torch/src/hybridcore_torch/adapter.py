@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from types import ModuleType
 from typing import Any
@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from hybridcore.errors import ProbeError
+from hybridcore.errors import ModelError, ProbeError
 from hybridcore.layout import Buckets, ParamGroup, ParamLayout
 from hybridcore.protocols import API_VERSION, StepResult
 from hybridcore_torch.buckets import BucketStore
@@ -22,6 +22,7 @@ from hybridcore_torch.losses import Autocast, LossCaller
 from hybridcore_torch.modes import BufferGuard, evaluation_mode, fixed_randomness, tracked_norms
 from hybridcore_torch.parameters import collect, unwrap
 from hybridcore_torch.rates import scale_rates
+from hybridcore_torch.residuals import linearise
 from hybridcore_torch.snapshot import SnapshotKeeper, TorchSnapshot
 from hybridcore_torch.statistics import refresh
 from hybridcore_torch.steps import StepRunner
@@ -54,9 +55,13 @@ class TorchAdapter:
             and repeat it in between, since there it costs a tenth of a step; that all gradients are finite
             is checked at every step all the same.
 
+        residual_fn: ``residual_fn(model, batch)`` returns residuals (n,) whose squares are the per-example
+            losses; lets predictors linearise them.
+
     Attributes:
-        capabilities: ``"batch-statistics"`` where BatchNorm layers learn running statistics, next to
-            ``"accumulation"``, ``"adaptive-clipping"``, ``"closure"``, ``"learning-rate"`` and
+        capabilities: ``"batch-statistics"`` where BatchNorm layers learn running statistics and
+            ``"residuals"`` where `residual_fn` is given, next to ``"accumulation"``,
+            ``"adaptive-clipping"``, ``"closure"``, ``"learning-rate"`` and
             ``"mixed-precision"``.
 
     Raises:
@@ -87,6 +92,7 @@ class TorchAdapter:
         max_grad_norm: float | None = None,
         grad_norm: bool = True,
         norm_every: int = 8,
+        residual_fn: Callable[[Any, Any], torch.Tensor] | None = None,
     ) -> None:
         self.model, self.optimizer = model, optimizer
         self.scheduler, self.scaler = scheduler, scaler
@@ -106,8 +112,11 @@ class TorchAdapter:
         self._base = unwrap(model)
         self._store = BucketStore(self.layout, params)
         self.capabilities = frozenset(
-            capabilities | ({"batch-statistics"} if tracked_norms(self._base) else set())
+            capabilities
+            | ({"batch-statistics"} if tracked_norms(self._base) else set())
+            | ({"residuals"} if residual_fn is not None else set())
         )
+        self._residual_fn = residual_fn
         self._guard = BufferGuard(self._base)
         self._cuda = sorted({p.device for p in params if p.is_cuda}, key=str)
         self._keeper = SnapshotKeeper(self.layout, self._guard, optimizer, scheduler, scaler, self._cuda)
@@ -210,6 +219,30 @@ class TorchAdapter:
         if result.size == 0:
             raise ProbeError("a probe batch has no examples", where="probe", fix="pass non-empty batches")
         return result
+
+    def linearise_residuals(
+        self, batch: Any, directions: Sequence[Buckets]
+    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Residuals r (n,) and their derivatives along each direction (n, k); needs ``"residuals"``.
+
+        Forward-mode differentiation, in evaluation mode, without a graph; nothing changes.
+
+        Args:
+            batch: A batch.
+            directions: k changes of the weights.
+
+        Raises:
+            ModelError: The adapter was made without `residual_fn`.
+        """
+        if self._residual_fn is None:
+            raise ModelError(
+                "the adapter does not know the residuals of the loss",
+                where="residual_fn",
+                expected="residual_fn(model, batch) with residuals of shape (n,)",
+                fix="pass residual_fn, or ask for the capability 'residuals' first",
+            )
+        with fixed_randomness(self._probe_rng, self._cuda), evaluation_mode(self._base):
+            return linearise(self._base, self._residual_fn, batch, self.layout, directions)
 
     def refresh_statistics(self, batches: Iterable[Any]) -> None:
         """Re-estimate BatchNorm statistics as their mean over `batches` (F86).

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from hybridcore.errors import TaskError
-from hybridcore.protocols import API_VERSION, Problem, TaskRun
+from hybridcore.protocols import API_VERSION, OptimizerSpec, Problem, TaskRun
 
 if TYPE_CHECKING:
     import torch
@@ -27,8 +27,19 @@ class TorchFramework:
             for kind in type(model).__mro__
         )
 
-    def build(self, problem: Problem, device: str) -> TaskRun:
+    def build(
+        self,
+        problem: Problem,
+        device: str,
+        make_optimizer: Callable[[list[Any], OptimizerSpec], Any] | None = None,
+    ) -> TaskRun:
         """Model, optimizer, schedule and data of a built-in problem.
+
+        Args:
+            problem: The problem.
+            device: Device name.
+            make_optimizer: Makes another optimizer than the problem's own from the trainable parameters and
+                the problem's specification, whose schedule it still gets.
 
         Raises:
             TaskError: The model, the optimizer, the schedule or the device is unknown.
@@ -52,9 +63,12 @@ class TorchFramework:
                 fix='set run.device = "cpu"',
             ) from error
         built = build_model(problem, place)
-        optimizer = build_optimizer(built.model.parameters(), problem.optimizer)
+        trainable = [p for p in built.model.parameters() if p.requires_grad]
+        optimizer = (make_optimizer or build_optimizer)(trainable, problem.optimizer)
         schedule = build_schedule(optimizer, problem.optimizer)
-        adapter = TorchAdapter(built.model, optimizer, built.loss_fn, scheduler=schedule)
+        adapter = TorchAdapter(
+            built.model, optimizer, built.loss_fn, scheduler=schedule, residual_fn=built.residual_fn
+        )
         validation = [to_device(batch, place) for batch in problem.validation]
         return TaskRun(
             adapter=adapter,

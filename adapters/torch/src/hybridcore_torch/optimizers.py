@@ -42,12 +42,42 @@ def build_optimizer(params: Iterable[torch.nn.Parameter], spec: OptimizerSpec) -
         return torch.optim.Adam(held, **common)
     if spec.name == "adamw":
         return torch.optim.AdamW(held, **common)
+    if spec.name == "lbfgs":
+        return _lbfgs(held, spec)
     raise TaskError(
         "the optimizer is unknown",
         where="optimizer.name",
         got=spec.name,
-        expected="sgd, momentum, adam or adamw",
+        expected="sgd, momentum, adam, adamw or lbfgs",
         fix="choose one of these in the task's options",
+    )
+
+
+def _lbfgs(held: list[torch.nn.Parameter], spec: OptimizerSpec) -> torch.optim.Optimizer:
+    """Ten iterations a step, 50 pairs, strong Wolfe line search; it stops early only where it stands still.
+
+    The iterations of one step share their evaluations; with one iteration a step each point would be
+    evaluated twice.
+
+    Raises:
+        TaskError: Weight decay is asked for, which L-BFGS does not have.
+    """
+    if spec.weight_decay:
+        raise TaskError(
+            "L-BFGS has no weight decay",
+            where="optimizer.weight_decay",
+            got=spec.weight_decay,
+            expected="0.0",
+            fix="set task.weight_decay = 0.0, or choose another optimizer",
+        )
+    return torch.optim.LBFGS(
+        held,
+        lr=spec.learning_rate,
+        max_iter=10,
+        history_size=50,
+        tolerance_grad=0.0,
+        tolerance_change=0.0,
+        line_search_fn="strong_wolfe",
     )
 
 

@@ -150,7 +150,10 @@ class StepRunner:
         else:
             updated = self._update(evaluate, loss)
         overflow = not updated and self._scaler is not None and math.isfinite(value)
-        return StepResult(value, norm, not updated, count, self._backwards, overflow)
+        evaluations = self._backwards // self._accumulate if self.needs_closure else 1
+        return StepResult(
+            value, norm, not updated, count, self._backwards, overflow, evaluations=max(1, evaluations)
+        )
 
     def _update(self, evaluate: Evaluate, loss: torch.Tensor) -> bool:
         """Let the optimizer change the weights; False where it, or its scaler, did not."""

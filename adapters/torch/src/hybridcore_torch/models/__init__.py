@@ -11,6 +11,8 @@ from hybridcore.errors import TaskError
 from hybridcore.protocols import Problem
 from hybridcore_torch.models.built import BuiltModel, load_weights
 from hybridcore_torch.models.cnn import build_cnn
+from hybridcore_torch.models.convection import build_convection
+from hybridcore_torch.models.lora import build_lora
 from hybridcore_torch.models.mlp import build_mlp
 from hybridcore_torch.models.pinn import build_pinn
 from hybridcore_torch.models.transformer import build_transformer
@@ -21,7 +23,9 @@ BUILDERS: Mapping[str, Callable[[Mapping[str, Any]], BuiltModel]] = {
     "mlp": build_mlp,
     "cnn": build_cnn,
     "transformer": build_transformer,
+    "lora-transformer": build_lora,
     "pinn": build_pinn,
+    "convection": build_convection,
 }
 
 

@@ -24,11 +24,14 @@ class BuiltModel(NamedTuple):
             may hold NumPy arrays or tensors of any device.
         evaluate: ``evaluate(model, batches)`` gives mean metrics over all examples, ``"loss"`` first, in
             evaluation mode; modes, buffers and RNG of the model stay as they were.
+        residual_fn: ``residual_fn(model, batch)`` gives residuals (n,) whose squares are the losses; None
+            where the losses are no squares.
     """
 
     model: nn.Module
     loss_fn: Callable[[nn.Module, Any], Tensor]
     evaluate: Callable[[nn.Module, Iterable[Any]], dict[str, float]]
+    residual_fn: Callable[[nn.Module, Any], Tensor] | None = None
 
 
 def as_tensors(model: nn.Module, batch: Iterable[Any]) -> list[Tensor]:

@@ -1,4 +1,4 @@
-"""Physics-informed tanh network for a Poisson equation."""
+"""Tanh network with derivatives along its inputs, and its use for a Poisson equation."""
 
 from __future__ import annotations
 
@@ -65,19 +65,40 @@ class TanhNetwork(nn.Module):
             jacobian = functional.linear(jacobian, self._weight(index))
         return hidden.squeeze(1), laplacian.squeeze(1)
 
+    def derivative(self, points: Tensor, direction: Sequence[float]) -> tuple[Tensor, Tensor]:
+        """Values and derivatives along `direction`, both (n,), at points (n, axes).
+
+        One forward pass carries value h and tangent T through every layer: a linear map acts on each alike,
+        and ``t = tanh(h)`` gives ``T_t = (1 - t^2) T`` (forward-mode differentiation; no graph is needed).
+        """
+        functional = nn.functional
+        along = torch.as_tensor(direction, dtype=points.dtype, device=points.device)
+        hidden = self.layers[0](points)
+        tangent = functional.linear(along, self._weight(0)).expand(len(points), -1)
+        for index in range(1, len(self.layers)):
+            value = torch.tanh(hidden)
+            tangent = functional.linear((1.0 - value * value) * tangent, self._weight(index))
+            hidden = self.layers[index](value)
+        return hidden.squeeze(1), tangent.squeeze(1)
+
     def _weight(self, index: int) -> Tensor:
-        return self.get_parameter(f"layers.{index}.weight")
+        weight: Tensor = self.layers[index].weight  # type: ignore[assignment]
+        return weight
 
 
-def _loss(boundary_weight: float, model: nn.Module, batch: Any) -> Tensor:
-    """Weighted squared residuals (n + m,): their mean is the interior mean plus the weighted edge mean."""
+def _residuals(boundary_weight: float, model: nn.Module, batch: Any) -> Tensor:
+    """Weighted residuals (n + m,): their mean square is the interior one plus the weighted edge one."""
     assert isinstance(model, TanhNetwork)
     interior, source, edge, value = as_tensors(model, batch)[:4]
     n, m = len(interior), len(edge)
     _, laplacian = model.laplacian(interior)
-    residual = (laplacian + source).square() * ((n + m) / n)
-    error = (model(edge) - value).square() * (boundary_weight * (n + m) / m)
+    residual = (laplacian + source) * math.sqrt((n + m) / n)
+    error = (model(edge) - value) * math.sqrt(boundary_weight * (n + m) / m)
     return torch.cat([residual, error])
+
+
+def _loss(boundary_weight: float, model: nn.Module, batch: Any) -> Tensor:
+    return _residuals(boundary_weight, model, batch).square()
 
 
 def _evaluate(boundary_weight: float, model: nn.Module, batches: Iterable[Any]) -> dict[str, float]:
@@ -97,4 +118,9 @@ def _evaluate(boundary_weight: float, model: nn.Module, batches: Iterable[Any]) 
 def build_pinn(shape: Mapping[str, Any]) -> BuiltModel:
     """Network of ``shape``: widths, and boundary_weight, the weight of points on the edge."""
     weight = float(shape["boundary_weight"])
-    return BuiltModel(TanhNetwork(shape["widths"]), partial(_loss, weight), partial(_evaluate, weight))
+    return BuiltModel(
+        TanhNetwork(shape["widths"]),
+        partial(_loss, weight),
+        partial(_evaluate, weight),
+        partial(_residuals, weight),
+    )

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from hybridcore_torch.models.built import BuiltModel, as_tensors, evaluation_mode
 
-__all__ = ["Transformer", "build_transformer"]
+__all__ = ["Transformer", "build_transformer", "language_model"]
 
 
 class Attention(nn.Module):
@@ -127,7 +127,18 @@ def _evaluate(model: nn.Module, batches: Iterable[Any]) -> dict[str, float]:
     return {"loss": total / count}
 
 
+def language_model(model: nn.Module) -> BuiltModel:
+    """A language model: one loss per sequence, the mean over its tokens.
+
+    Args:
+        model: Maps tokens (n, context) to logits (n, context, vocabulary); batches are ``(tokens, next
+            tokens)``.
+    """
+    return BuiltModel(model, _loss, _evaluate)
+
+
 def build_transformer(shape: Mapping[str, Any]) -> BuiltModel:
     """Language model of ``shape``: vocabulary, context, width, depth, heads; one loss per sequence."""
-    model = Transformer(shape["vocabulary"], shape["context"], shape["width"], shape["depth"], shape["heads"])
-    return BuiltModel(model, _loss, _evaluate)
+    return language_model(
+        Transformer(shape["vocabulary"], shape["context"], shape["width"], shape["depth"], shape["heads"])
+    )
