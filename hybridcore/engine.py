@@ -313,7 +313,7 @@ class Engine:
         record = StepRecord(
             counts.real_steps,
             self.phase,
-            result.loss,
+            self.adapter.mean_scalar(result.loss),  # all ranks must find the same signals
             result.grad_norm,
             self.adapter.learning_rate,
             seconds,
