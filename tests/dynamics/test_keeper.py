@@ -36,7 +36,7 @@ class Kept(Engine):
         )
 
     def after_step(self, result):
-        before, jumps = self.statistics.steps, self.jumps
+        before, jumps = self.statistics.steps, self.counts.jumps
         action = self.jump or Action(self.phase, 1, "")
         seconds = 0.01
         phase = self.phase
@@ -47,7 +47,7 @@ class Kept(Engine):
         else:
             self.keeper.interrupt()
         self.jump = None
-        if self.jumps > jumps:
+        if self.counts.jumps > jumps:
             self.jump = Action(Phase.PREDICT, 0, "", predictor="last-update", horizon=10.0)
         if self.phase is not phase:
             steps = self.real_steps - self.boundaries

@@ -42,7 +42,7 @@ def attach(mode="jump", lr=0.003, **options):
         probe=ProbeConfig(batches=1),
     )
     controller = Fixed(FixedConfig(horizon=4.0, full_steps=5, correct_steps=5))
-    engine = Engine(adapter, config, controller, {"last-update": LastUpdate()}, probes=data(1, 64))
+    engine = Engine(adapter, config, controller, {"last-update": LastUpdate()}, probes=data(1))
     return model, optimizer, Hybrid(engine, adapter)
 
 
