@@ -21,6 +21,7 @@ __all__ = [
     "GroupsConfig",
     "HistoryConfig",
     "HybridConfig",
+    "KernelsConfig",
     "MetricsConfig",
     "PhasesConfig",
     "PluginsConfig",
@@ -276,6 +277,20 @@ class HistoryConfig:
 
 
 @attrs.frozen(kw_only=True)
+class KernelsConfig:
+    """Table ``[kernels]``: who does the arithmetic on whole sets of weights.
+
+    Attributes:
+        name: ``"auto"`` times the installed kernel sets against the reference when a run starts on an
+            accelerator, and takes each operation from where it is faster; ``"reference"`` is plain Array
+            API; the registry name of a kernel set takes it wherever its results are right, untimed, so that
+            no choice depends on a clock.
+    """
+
+    name: str = "auto"
+
+
+@attrs.frozen(kw_only=True)
 class GroupsConfig:
     """Table ``[groups]``: predicted changes per kind of parameter (F86).
 
@@ -466,6 +481,7 @@ class HybridConfig:
     budget: BudgetConfig = attrs.field(factory=BudgetConfig)
     history: HistoryConfig = attrs.field(factory=HistoryConfig)
     groups: GroupsConfig = attrs.field(factory=GroupsConfig)
+    kernels: KernelsConfig = attrs.field(factory=KernelsConfig)
     average: AverageConfig = attrs.field(factory=AverageConfig)
     divergence: DivergenceConfig = attrs.field(factory=DivergenceConfig)
     recovery: RecoveryConfig = attrs.field(factory=RecoveryConfig)

@@ -21,6 +21,7 @@ from hybridcore.divergence import DivergenceWatch, build_monitors
 from hybridcore.errors import MemoryBudgetError, PluginError, PredictionError
 from hybridcore.events import Event, EventBus
 from hybridcore.history import History
+from hybridcore.kernels import ChosenKernels, choose
 from hybridcore.leaps import Leaps
 from hybridcore.phases import PhaseMachine
 from hybridcore.probes import ProbeSet
@@ -90,6 +91,7 @@ class Engine:
         clock: Stopwatch | None = None,
         corrector: Corrector | None = None,
         monitors: Iterable[Monitor] | None = None,
+        kernels: ChosenKernels | None = None,
     ) -> None:
         self.adapter, self.config, self.controller = adapter, config, controller
         self.predictors = dict(predictors)
@@ -114,7 +116,10 @@ class Engine:
         self._apart = apart
         reserved = apart + adapter.snapshot_nbytes()
         self._windows = max(getattr(p, "windows", 0) for p in self.predictors.values())
-        self.history = History(adapter.layout, adapter.xp, config.history, needs, reserved, self._windows)
+        self.kernels = kernels if kernels is not None else ChosenKernels({})
+        self.history = History(
+            adapter.layout, adapter.xp, config.history, needs, reserved, self._windows, self.kernels
+        )
         streams = np.random.SeedSequence(config.run.seed).spawn(len(self.predictors))
         for predictor, stream in zip(self.predictors.values(), streams, strict=True):
             predictor.reset(adapter.layout, np.random.default_rng(stream))
@@ -237,6 +242,9 @@ class Engine:
             f"correction.{config.correction.name}",
         )
         monitors = build_monitors(config.divergence, registry)
+        if config.kernels.name != "auto":
+            registry.get("kernel", config.kernels.name)
+        kernels = choose(config.kernels.name, registry.kernels, adapter)
         return cls(
             adapter,
             config,
@@ -247,6 +255,7 @@ class Engine:
             clock=clock,
             corrector=corrector,
             monitors=monitors,
+            kernels=kernels,
         )
 
     # -- the loop ----------------------------------------------------------------------------------
@@ -467,6 +476,7 @@ class Engine:
             "cost": counts.cost,
             "elapsed": self.clock.elapsed(),
             **self.recovery.summary(),
+            "kernels": self.kernels.summary(),
         }
 
     # -- phases ------------------------------------------------------------------------------------

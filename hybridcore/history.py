@@ -9,8 +9,9 @@ from typing import Any
 
 from hybridcore.config import HistoryConfig
 from hybridcore.errors import MemoryBudgetError, PredictionError
+from hybridcore.kernels.reference import REFERENCE
 from hybridcore.layout import Buckets, ParamLayout
-from hybridcore.protocols import Adapter
+from hybridcore.protocols import Adapter, KernelSet
 
 __all__ = ["NEEDS", "History", "dot", "norm"]
 
@@ -44,8 +45,10 @@ class History:
         needs: Subset of `NEEDS`.
         reserved: Bytes of the budget that others use (snapshots).
         windows: Window means that a component wants, where that is more than the configuration's.
+        kernels: Who does the arithmetic.
 
     Attributes:
+        kernels: For predictors' arithmetic too.
         windows: Number of window means kept, after the budget.
 
     Raises:
@@ -60,8 +63,9 @@ class History:
         needs: Iterable[str],
         reserved: int = 0,
         windows: int = 0,
+        kernels: KernelSet = REFERENCE,
     ) -> None:
-        self.layout, self.xp = layout, xp
+        self.layout, self.xp, self.kernels = layout, xp, kernels
         self.window = config.window
         self.needs = frozenset(needs)
         unknown = self.needs - NEEDS
@@ -190,26 +194,22 @@ class History:
 
     def _close_window(self) -> None:
         assert self._sum is not None
-        scale = 1.0 / self._count
         del self._means[: max(0, len(self._means) + 1 - self.windows)]
-        self._means.append(tuple(b * scale for b in self._sum))
+        self._means.append(self._mean_of(self._sum))
         self._count = 0
 
     def _end_window(self, adapter: Adapter) -> None:
         self._end_count = 0
         end = adapter.read_params()
         if self._last_end is not None:
-            step = tuple(a - b for a, b in zip(end, self._last_end, strict=True))
-            if self._displacement is not None:
-                self._straightness = self._cosine(step, self._displacement)
+            step, products = self.kernels.displace(end, self._last_end, self._displacement, self.xp)
+            if products is not None:
+                self._straightness = _cosine(*products)
             self._displacement = step
         self._last_end = end
 
-    def _cosine(self, a: Buckets, b: Buckets) -> float:
-        scale = norm(a, self.xp) * norm(b, self.xp)
-        if not math.isfinite(scale):
-            return math.nan
-        return dot(a, b, self.xp) / scale if scale > 0.0 else 0.0
+    def _mean_of(self, total: Buckets) -> Buckets:
+        return self.kernels.window_mean(total, self._count, None, self.xp)[0]
 
     @property
     def has_update(self) -> bool:
@@ -279,7 +279,7 @@ class History:
                 expected="two more windows than that",
                 fix="ask `ready` first",
             )
-        return tuple(a - b for a, b in zip(self._means[newer], self._means[newer - 1], strict=True))
+        return self.kernels.displace(self._means[newer], self._means[newer - 1], None, self.xp)[0]
 
     def latest_mean(self) -> tuple[Buckets, float] | None:
         """Newest mean of at least half a window, and how many real steps ago its middle was.
@@ -289,8 +289,7 @@ class History:
             where there is neither.
         """
         if self._sum is not None and 2 * self._count >= self.window:
-            scale = 1.0 / self._count
-            return tuple(b * scale for b in self._sum), (self._count - 1) / 2.0
+            return self._mean_of(self._sum), (self._count - 1) / 2.0
         if self._means:
             return self._means[-1], self._count + (self.window - 1) / 2.0
         return None
@@ -341,3 +340,11 @@ class History:
             "straightness": self._straightness,
             "active": self.active,
         }
+
+
+def _cosine(first: float, second: float, product: float) -> float:
+    """Cosine from two squared norms and the inner product; 0 for a zero vector, NaN where not finite."""
+    scale = math.sqrt(first) * math.sqrt(second)
+    if not math.isfinite(scale):
+        return math.nan
+    return product / scale if scale > 0.0 else 0.0
