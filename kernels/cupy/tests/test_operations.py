@@ -1,4 +1,4 @@
-"""F70: every kernel against float64, on odd sizes, empty buckets and every alignment (CUDA code on the CPU)."""
+"""F70: every kernel against float64, on odd sizes, empty buckets and every alignment (run on the CPU)."""
 
 from __future__ import annotations
 

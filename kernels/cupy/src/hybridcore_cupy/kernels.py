@@ -77,7 +77,7 @@ class CupyKernels(ReferenceKernels):
             return math.sqrt(sum(job.numbers()))
 
     def gram(self, vectors: Sequence[Buckets], xp: ModuleType) -> NDArray[np.float64]:
-        """Inner products of all pairs, each vector read once; more than eight go in pairs of tiles of four."""
+        """Inner products of all pairs, each vector read once; more than eight go in pairs of tiles."""
         if not fits(xp, *vectors):
             return super().gram(vectors, xp)
         count, tile = len(vectors), MOST_ARRAYS // 2
