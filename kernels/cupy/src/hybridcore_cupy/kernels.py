@@ -182,7 +182,7 @@ class CupyKernels(ReferenceKernels):
         if not fits(xp, buckets) or not 0 < len(runs) <= MOST_RUNS:
             return super().run_norms(buckets, runs, xp)
         with Pass(buckets[0], xp, sums=len(runs)) as job:
-            order = []
+            order: list[int] = []
             for index, bucket, fields in _tables(buckets, runs):
                 job.run("stream", "run_squares", [bucket], quantities=1, first=len(order), **fields)
                 order += index
