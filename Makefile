@@ -14,7 +14,8 @@ PREDICT ?=
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test test-core test-torch test-nowcast test-jax lint bench bench-predict bench-dynamics clean
+.PHONY: help venv demo test test-core test-torch test-nowcast test-cupy test-jax lint bench bench-predict bench-dynamics
+.PHONY: clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -22,13 +23,13 @@ help:  ## list the targets
 
 venv: $(STAMP)  ## create .venv with the project, its tools and PyTorch
 
-$(STAMP): pyproject.toml adapters/torch/pyproject.toml plugins/nowcast/pyproject.toml constraints.txt
+$(STAMP): pyproject.toml adapters/torch/pyproject.toml plugins/nowcast/pyproject.toml kernels/cupy/pyproject.toml constraints.txt
 	@test -n "$(PYTHON)" || { echo "Python 3.11 or newer is needed, and no python3 is on the PATH: install it, or set PYTHON=/path/to/python"; exit 1; }
 	@"$(PYTHON)" -c 'import sys; v = sys.version_info; v >= (3, 11) or sys.exit("Python 3.11 or newer is needed: %s is %d.%d; set PYTHON=/path/to/python3.11" % (sys.executable, v[0], v[1]))'
 	"$(PYTHON)" -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt \
 	  $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) \
-	  -e '.[report,tasks,dev]' -e 'adapters/torch[bench]' -e plugins/nowcast torch==2.13.0
+	  -e '.[report,tasks,dev]' -e 'adapters/torch[bench]' -e plugins/nowcast -e 'kernels/cupy[test]' torch==2.13.0
 	@touch $@
 
 # One environment per further framework, so that no adapter ever sees another's.
@@ -40,7 +41,7 @@ $(STAMP): pyproject.toml adapters/torch/pyproject.toml plugins/nowcast/pyproject
 demo: $(STAMP)  ## compare prediction with its baseline and controls on MNIST
 	OMP_NUM_THREADS=1 $(BIN)/hybridcore compare examples/demo.toml --arms $(ARMS)
 
-test: test-core test-torch test-nowcast test-jax  ## run every test suite
+test: test-core test-torch test-nowcast test-cupy test-jax  ## run every test suite
 
 test-core: $(STAMP)  ## run the tests of the core
 	$(PYTEST) --doctest-modules hybridcore
@@ -56,6 +57,9 @@ test-nowcast: $(STAMP)  ## run the tests of the predictor nowcast
 test-jax: .venv-jax/.installed  ## run the tests of the JAX adapter
 	OMP_NUM_THREADS=1 .venv-jax/bin/python -m pytest -q --doctest-modules adapters/jax/src
 	OMP_NUM_THREADS=1 .venv-jax/bin/python -m pytest -q adapters/jax/tests
+
+test-cupy: $(STAMP)  ## run the tests of the CUDA kernels, which need no GPU
+	$(PYTEST) kernels/cupy/tests
 
 lint: $(STAMP)  ## check style, types and dependency direction
 	$(BIN)/ruff check .

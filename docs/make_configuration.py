@@ -36,6 +36,7 @@ KINDS = (
     ("dynamics", "Dynamics models", "dynamics", "[dynamics.{}]"),
     ("monitors", "Monitors", "monitor", "[divergence.{}]"),
     ("tasks", "Tasks", "task", '[task] with name = "{}"'),
+    ("kernels", "Kernel sets", "kernel", "[kernels]"),
 )
 
 

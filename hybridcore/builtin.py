@@ -8,7 +8,7 @@ from typing import Any
 
 from hybridcore.hookspecs import hookimpl
 
-__all__ = ["CONTROLLERS", "CORRECTORS", "DYNAMICS", "MONITORS", "PREDICTORS", "TASKS", "TRACKERS"]
+__all__ = ["CONTROLLERS", "CORRECTORS", "DYNAMICS", "KERNELS", "MONITORS", "PREDICTORS", "TASKS", "TRACKERS"]
 
 PREDICTORS: tuple[str, ...] = (
     "hybridcore.predictors.last_update:LastUpdate",
@@ -53,6 +53,7 @@ TASKS: tuple[str, ...] = (
     "hybridcore.tasks.logistic:LogisticTask",
 )
 TRACKERS: tuple[str, ...] = ()
+KERNELS: tuple[str, ...] = ("hybridcore.kernels.reference:ReferenceKernels",)
 
 
 def _load(paths: Iterable[str]) -> list[type[Any]]:
@@ -104,3 +105,9 @@ def hybridcore_tasks() -> list[type[Any]]:
 def hybridcore_trackers() -> list[type[Any]]:
     """Trackers of `hybridcore.trackers`."""
     return _load(TRACKERS)
+
+
+@hookimpl
+def hybridcore_kernels() -> list[type[Any]]:
+    """Kernel sets of `hybridcore.kernels`."""
+    return _load(KERNELS)

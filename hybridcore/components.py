@@ -46,6 +46,11 @@ class Classes(Protocol):
         ...
 
     @property
+    def kernels(self) -> Mapping[str, type[Any]]:
+        """Kernel set classes."""
+        ...
+
+    @property
     def tasks(self) -> Mapping[str, type[Any]]:
         """Task classes."""
         ...
@@ -127,6 +132,7 @@ def check_config(
             problems += _check_monitors(data["divergence"], registry.monitors)
         if "recovery" in data:
             problems += _check_policy(data["recovery"], registry.monitors)
+        problems += _check_kernels(data, registry.kernels)
         problems += _check_task(data, registry, defaults.task.name)
     if config is None or problems:
         where = origin if isinstance(source, Mapping) else str(source)
@@ -176,6 +182,12 @@ def _check_policy(content: object, classes: Mapping[str, type[Any]]) -> list[Con
     rows = policy if isinstance(policy, Mapping) else {}
     known = {*classes, ANY}
     return [unknown_key(f"recovery.policy.{name}", known) for name in rows if name not in known]
+
+
+def _check_kernels(data: Mapping[str, Any], classes: Mapping[str, type[Any]]) -> list[ConfigProblem]:
+    content = data.get("kernels", {})
+    name = content.get("name", "auto") if isinstance(content, Mapping) else "auto"
+    return _unknown_name(name, "kernels.name", "kernel set", {"auto": None, **classes})
 
 
 def _check_task(data: Mapping[str, Any], registry: Classes, default: str) -> list[ConfigProblem]:

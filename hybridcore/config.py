@@ -21,6 +21,7 @@ __all__ = [
     "GroupsConfig",
     "HistoryConfig",
     "HybridConfig",
+    "KernelsConfig",
     "MetricsConfig",
     "PhasesConfig",
     "PluginsConfig",
@@ -266,13 +267,32 @@ class HistoryConfig:
     Attributes:
         window: Real steps averaged into one window mean.
         windows: Window means kept.
+        dtype: How window means are kept: ``"float32"``; ``"bfloat16"``, half the memory, each number off by
+            at most 2^-8 of itself; or ``"int8"``, about a quarter, each off by at most 1/127 of the largest
+            of 256 neighbours, with no bias. Differences of means shrink with the learning rate, the errors
+            do not, so that a coarse encoding fits the early part of a run.
         memory_budget_mib: Upper bound in MiB for window means, snapshots and work buffers together;
             fewer windows are kept to stay inside, and an error says so where even the least does not fit.
     """
 
     window: int = attrs.field(default=10, validator=between(1))
     windows: int = attrs.field(default=3, validator=between(2))
+    dtype: str = attrs.field(default="float32", validator=choice("float32", "bfloat16", "int8"))
     memory_budget_mib: float = attrs.field(default=1024.0, validator=between(0.0, low_open=True))
+
+
+@attrs.frozen(kw_only=True)
+class KernelsConfig:
+    """Table ``[kernels]``: who does the arithmetic on whole sets of weights.
+
+    Attributes:
+        name: ``"auto"`` times the installed kernel sets against the reference when a run starts on an
+            accelerator, and takes each operation from where it is faster; ``"reference"`` is plain Array
+            API; the registry name of a kernel set takes it wherever its results are right, untimed, so that
+            no choice depends on a clock.
+    """
+
+    name: str = "auto"
 
 
 @attrs.frozen(kw_only=True)
@@ -466,6 +486,7 @@ class HybridConfig:
     budget: BudgetConfig = attrs.field(factory=BudgetConfig)
     history: HistoryConfig = attrs.field(factory=HistoryConfig)
     groups: GroupsConfig = attrs.field(factory=GroupsConfig)
+    kernels: KernelsConfig = attrs.field(factory=KernelsConfig)
     average: AverageConfig = attrs.field(factory=AverageConfig)
     divergence: DivergenceConfig = attrs.field(factory=DivergenceConfig)
     recovery: RecoveryConfig = attrs.field(factory=RecoveryConfig)

@@ -23,6 +23,7 @@ from hybridcore.errors import MemoryBudgetError, PluginError, PredictionError
 from hybridcore.events import Event, EventBus
 from hybridcore.foresight import Foresight
 from hybridcore.history import History
+from hybridcore.kernels import ChosenKernels, choose
 from hybridcore.leaps import Leaps
 from hybridcore.phases import PhaseMachine
 from hybridcore.probes import ProbeSet
@@ -95,6 +96,7 @@ class Engine:
         corrector: Corrector | None = None,
         monitors: Iterable[Monitor] | None = None,
         dynamics: Dynamics | None = None,
+        kernels: ChosenKernels | None = None,
     ) -> None:
         self.adapter, self.config, self.controller = adapter, config, controller
         self.predictors = dict(predictors)
@@ -119,7 +121,10 @@ class Engine:
         self._apart = apart
         reserved = apart + adapter.snapshot_nbytes()
         self._windows = max(getattr(p, "windows", 0) for p in self.predictors.values())
-        self.history = History(adapter.layout, adapter.xp, config.history, needs, reserved, self._windows)
+        self.kernels = kernels if kernels is not None else ChosenKernels({})
+        self.history = History(
+            adapter.layout, adapter.xp, config.history, needs, reserved, self._windows, self.kernels
+        )
         streams = np.random.SeedSequence(config.run.seed).spawn(len(self.predictors))
         for predictor, stream in zip(self.predictors.values(), streams, strict=True):
             predictor.reset(adapter.layout, np.random.default_rng(stream))
@@ -236,6 +241,8 @@ class Engine:
 
         registry = registry or load_registry(config.plugins.load, config.plugins.block)
         parts = build_parts(config, registry)
+        if config.kernels.name != "auto":
+            registry.get("kernel", config.kernels.name)
         return cls(
             adapter,
             config,
@@ -247,6 +254,7 @@ class Engine:
             corrector=parts.corrector,
             monitors=parts.monitors,
             dynamics=parts.dynamics,
+            kernels=choose(config.kernels.name, registry.kernels, adapter),
         )
 
     # -- the loop ----------------------------------------------------------------------------------
@@ -472,6 +480,7 @@ class Engine:
             "elapsed": self.clock.elapsed(),
             **self.recovery.summary(),
             **(self.foresight.summary() if self.foresight is not None else {}),
+            "kernels": self.kernels.summary(),
         }
 
     # -- phases ------------------------------------------------------------------------------------

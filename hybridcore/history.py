@@ -5,12 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from types import ModuleType
-from typing import Any
+from typing import Any, overload
 
 from hybridcore.config import HistoryConfig
 from hybridcore.errors import MemoryBudgetError, PredictionError
+from hybridcore.kernels.encoding import encoded_bytes
+from hybridcore.kernels.reference import REFERENCE
 from hybridcore.layout import Buckets, ParamLayout
-from hybridcore.protocols import Adapter
+from hybridcore.protocols import Adapter, EncodedBuckets, KernelSet
 
 __all__ = ["NEEDS", "History", "dot", "norm"]
 
@@ -44,8 +46,10 @@ class History:
         needs: Subset of `NEEDS`.
         reserved: Bytes of the budget that others use (snapshots).
         windows: Window means that a component wants, where that is more than the configuration's.
+        kernels: Who does the arithmetic.
 
     Attributes:
+        kernels: For predictors' arithmetic too.
         windows: Number of window means kept, after the budget.
 
     Raises:
@@ -60,9 +64,10 @@ class History:
         needs: Iterable[str],
         reserved: int = 0,
         windows: int = 0,
+        kernels: KernelSet = REFERENCE,
     ) -> None:
-        self.layout, self.xp = layout, xp
-        self.window = config.window
+        self.layout, self.xp, self.kernels = layout, xp, kernels
+        self.window, self.dtype = config.window, config.dtype
         self.needs = frozenset(needs)
         unknown = self.needs - NEEDS
         if unknown:
@@ -85,7 +90,8 @@ class History:
         self._older_is_update = False
         self._sum: Buckets | None = None
         self._count = 0
-        self._means: list[Buckets] = []
+        self._means: list[Buckets | EncodedBuckets] = []
+        self._closed = 0
         self._last_end: Buckets | None = None
         self._displacement: Buckets | None = None
         self._end_count = 0
@@ -99,18 +105,19 @@ class History:
             self._count = 0
         self._averaging = wanted
 
-    def _copies(self, windows: int) -> int:
+    def _copies(self) -> int:
+        """Float32 copies of all weights at most, the window means apart."""
         copies = 0
         if "last-update" in self.needs:
             copies += 1
         if "reach" in self.needs:  # the update before, where the path began, and how far it came
             copies += 3
         if "window-means" in self.needs:
-            copies += 1 + windows
+            copies += 1
         if "straightness" in self.needs:
             copies += 2
         # Work space: a window mean, or a window end and its displacement, is made before the old one goes.
-        return copies + (2 if "straightness" in self.needs else 1)
+        return copies + (2 if "straightness" in self.needs else 1) + (self.dtype != "float32")
 
     def reserve(self, nbytes: int) -> None:
         """Leave `nbytes` of the budget to others; the oldest windows go where they no longer fit.
@@ -139,9 +146,9 @@ class History:
 
     def planned_bytes(self, windows: int | None = None) -> int:
         """Bytes that the history and what is reserved take at most, with this many windows."""
-        return self._reserved + self.layout.nbytes * self._copies(
-            self.windows if windows is None else windows
-        )
+        kept = (self.windows if windows is None else windows) if "window-means" in self.needs else 0
+        per_window = sum(encoded_bytes(n, self.dtype) for n in self.layout.bucket_sizes)
+        return self._reserved + self.layout.nbytes * self._copies() + kept * per_window
 
     def bytes_in_use(self) -> int:
         """Bytes of all arrays held now."""
@@ -152,8 +159,11 @@ class History:
             self._last_end,
             self._displacement,
         ]
-        held += self._means
-        return sum(4 * int(b.shape[0]) for buckets in held if buckets is not None for b in buckets)
+        sizes = [4 * int(b.shape[0]) for buckets in held if buckets is not None for b in buckets]
+        for mean in self._means:
+            dtype, codes = (mean.dtype, mean.codes) if isinstance(mean, EncodedBuckets) else ("float32", mean)
+            sizes += [encoded_bytes(int(b.shape[0]), dtype) for b in codes]
+        return sum(sizes)
 
     def before_step(self, adapter: Adapter) -> None:
         """Copy the weights before a real step, if the last update is needed."""
@@ -190,26 +200,27 @@ class History:
 
     def _close_window(self) -> None:
         assert self._sum is not None
-        scale = 1.0 / self._count
         del self._means[: max(0, len(self._means) + 1 - self.windows)]
-        self._means.append(tuple(b * scale for b in self._sum))
+        mean = self._mean_of(self._sum)
+        self._closed += 1
+        if self.dtype == "float32":
+            self._means.append(mean)
+        else:
+            self._means.append(self.kernels.encode(mean, self.dtype, self._closed, self.xp))
         self._count = 0
 
     def _end_window(self, adapter: Adapter) -> None:
         self._end_count = 0
         end = adapter.read_params()
         if self._last_end is not None:
-            step = tuple(a - b for a, b in zip(end, self._last_end, strict=True))
-            if self._displacement is not None:
-                self._straightness = self._cosine(step, self._displacement)
+            step, products = self.kernels.displace(end, self._last_end, self._displacement, self.xp)
+            if products is not None:
+                self._straightness = _cosine(*products)
             self._displacement = step
         self._last_end = end
 
-    def _cosine(self, a: Buckets, b: Buckets) -> float:
-        scale = norm(a, self.xp) * norm(b, self.xp)
-        if not math.isfinite(scale):
-            return math.nan
-        return dot(a, b, self.xp) / scale if scale > 0.0 else 0.0
+    def _mean_of(self, total: Buckets) -> Buckets:
+        return self.kernels.window_mean(total, self._count, None, self.xp)[0]
 
     @property
     def has_update(self) -> bool:
@@ -218,8 +229,14 @@ class History:
 
     @property
     def window_means(self) -> Sequence[Buckets]:
-        """Means of the last windows, oldest first. Read only."""
-        return tuple(self._means)
+        """Means of the last windows, oldest first. Read only; encoded ones are decoded when taken."""
+        if self.dtype == "float32":
+            return tuple(self.decoded(mean) for mean in self._means)
+        return _Means(tuple(self._means), self)
+
+    def decoded(self, mean: Buckets | EncodedBuckets) -> Buckets:
+        """A window mean as float32 buckets."""
+        return self.kernels.decode(mean, self.xp) if isinstance(mean, EncodedBuckets) else mean
 
     @property
     def open_steps(self) -> int:
@@ -279,7 +296,8 @@ class History:
                 expected="two more windows than that",
                 fix="ask `ready` first",
             )
-        return tuple(a - b for a, b in zip(self._means[newer], self._means[newer - 1], strict=True))
+        means = self.window_means
+        return self.kernels.displace(means[newer], means[newer - 1], None, self.xp)[0]
 
     def latest_mean(self) -> tuple[Buckets, float] | None:
         """Newest mean of at least half a window, and how many real steps ago its middle was.
@@ -289,10 +307,9 @@ class History:
             where there is neither.
         """
         if self._sum is not None and 2 * self._count >= self.window:
-            scale = 1.0 / self._count
-            return tuple(b * scale for b in self._sum), (self._count - 1) / 2.0
+            return self._mean_of(self._sum), (self._count - 1) / 2.0
         if self._means:
-            return self._means[-1], self._count + (self.window - 1) / 2.0
+            return self.window_means[-1], self._count + (self.window - 1) / 2.0
         return None
 
     def straightness(self) -> float:
@@ -332,7 +349,8 @@ class History:
     def state_dict(self) -> dict[str, Any]:
         """State as plain data and arrays."""
         return {
-            "means": [tuple(m) for m in self._means],
+            "means": list(self.window_means),
+            "closed": self._closed,
             "sum": self._sum,
             "count": self._count,
             "last_end": self._last_end,
@@ -341,3 +359,32 @@ class History:
             "straightness": self._straightness,
             "active": self.active,
         }
+
+
+class _Means(Sequence[Buckets]):
+    """Window means of one moment, decoded one by one as they are asked for."""
+
+    def __init__(self, means: tuple[Buckets | EncodedBuckets, ...], history: History) -> None:
+        self._means, self._history = means, history
+
+    def __len__(self) -> int:
+        return len(self._means)
+
+    @overload
+    def __getitem__(self, index: int) -> Buckets: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[Buckets]: ...
+
+    def __getitem__(self, index: int | slice) -> Buckets | Sequence[Buckets]:
+        if isinstance(index, slice):
+            return tuple(self._history.decoded(mean) for mean in self._means[index])
+        return self._history.decoded(self._means[index])
+
+
+def _cosine(first: float, second: float, product: float) -> float:
+    """Cosine from two squared norms and the inner product; 0 for a zero vector, NaN where not finite."""
+    scale = math.sqrt(first) * math.sqrt(second)
+    if not math.isfinite(scale):
+        return math.nan
+    return product / scale if scale > 0.0 else 0.0

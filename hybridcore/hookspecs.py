@@ -14,6 +14,7 @@ __all__ = [
     "hybridcore_controllers",
     "hybridcore_correctors",
     "hybridcore_dynamics",
+    "hybridcore_kernels",
     "hybridcore_monitors",
     "hybridcore_predictors",
     "hybridcore_tasks",
@@ -69,6 +70,12 @@ def hybridcore_trackers() -> list[type[Any]]:
     raise AssertionError("a specification is never called")
 
 
+@hookspec
+def hybridcore_kernels() -> list[type[Any]]:
+    """Return kernel set classes."""
+    raise AssertionError("a specification is never called")
+
+
 HOOKS = {
     "hybridcore_predictors": "predictor",
     "hybridcore_controllers": "controller",
@@ -77,5 +84,6 @@ HOOKS = {
     "hybridcore_monitors": "monitor",
     "hybridcore_tasks": "task",
     "hybridcore_trackers": "tracker",
+    "hybridcore_kernels": "kernel",
 }
 """Hook name to the kind of class that it returns."""

@@ -10,8 +10,9 @@ import attrs
 
 from hybridcore.config import GroupsConfig
 from hybridcore.errors import DeltaError, PredictionError
+from hybridcore.kernels.reference import REFERENCE
 from hybridcore.layout import Buckets, ParamGroup, ParamLayout
-from hybridcore.protocols import Adapter, Prediction
+from hybridcore.protocols import Adapter, KernelSet, Prediction
 
 __all__ = ["Jump", "JumpLimiter"]
 
@@ -52,10 +53,13 @@ class JumpLimiter:
         layout: The model's layout.
         xp: Array namespace of the buckets.
         config: Scales and the cap.
+        kernels: Who takes the norms.
     """
 
-    def __init__(self, layout: ParamLayout, xp: ModuleType, config: GroupsConfig) -> None:
-        self._layout, self._xp, self._config = layout, xp, config
+    def __init__(
+        self, layout: ParamLayout, xp: ModuleType, config: GroupsConfig, kernels: KernelSet = REFERENCE
+    ) -> None:
+        self._layout, self._xp, self._config, self._kernels = layout, xp, config, kernels
         self._slices = layout.group_slices()
         self._scales = {
             ParamGroup.MATRIX: config.matrix_scale,
@@ -156,7 +160,7 @@ class JumpLimiter:
 
     def _norms(self, buckets: Buckets) -> dict[ParamGroup, float]:
         squares: dict[ParamGroup, float] = {}
-        for group, bucket, part in self._slices:
-            length = float(self._xp.linalg.vector_norm(buckets[bucket][part]))
+        lengths = self._kernels.run_norms(buckets, self._slices, self._xp)
+        for (group, _, _), length in zip(self._slices, lengths, strict=True):
             squares[group] = squares.get(group, 0.0) + length * length
         return {g: math.sqrt(s) for g, s in squares.items()}

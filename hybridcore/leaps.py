@@ -98,7 +98,7 @@ class Leaps:
         self._history, self._probes, self._trials = history, probes, trials
         self._corrections = corrections
         self._counts, self._reporter = counts, reporter
-        self._limiter = JumpLimiter(adapter.layout, adapter.xp, config.groups)
+        self._limiter = JumpLimiter(adapter.layout, adapter.xp, config.groups, history.kernels)
         self.pending: Shares | None = None
 
     def propose(self, action: Action, name: str) -> tuple[Jump | None, str]:

@@ -17,6 +17,7 @@ from hybridcore.protocols import (
     Controller,
     Corrector,
     Dynamics,
+    KernelSet,
     LinearisingPredictor,
     MeasuringPredictor,
     Monitor,
@@ -35,6 +36,7 @@ PROTOCOLS: dict[str, type[Any]] = {
     "monitor": Monitor,
     "task": Task,
     "tracker": Tracker,
+    "kernel": KernelSet,
 }
 """Kind to the protocol that its classes keep."""
 

@@ -43,6 +43,7 @@ class Registry:
         monitors: Registry name to monitor class.
         tasks: Registry name to task class.
         trackers: Registry name to tracker class.
+        kernels: Registry name to kernel set class.
         records: What became of each plugin, the built-in one first.
 
     Example:
@@ -58,6 +59,7 @@ class Registry:
     monitors: Mapping[str, type[Any]]
     tasks: Mapping[str, type[Any]]
     trackers: Mapping[str, type[Any]]
+    kernels: Mapping[str, type[Any]]
     records: tuple[PluginRecord, ...]
     _problems: tuple[Problem, ...] = ()
 
@@ -76,6 +78,7 @@ class Registry:
             tables["monitor"],
             tables["task"],
             tables["tracker"],
+            tables["kernel"],
             found.records,
             found.problems,
         )
@@ -85,7 +88,7 @@ class Registry:
 
         Args:
             kind: ``"predictor"``, ``"controller"``, ``"corrector"``, ``"dynamics"``, ``"monitor"``,
-                ``"task"`` or ``"tracker"``.
+                ``"task"``, ``"tracker"`` or ``"kernel"``.
 
         Raises:
             PluginError: There is no such kind.
@@ -97,7 +100,7 @@ class Registry:
 
         Args:
             kind: ``"predictor"``, ``"controller"``, ``"corrector"``, ``"dynamics"``, ``"monitor"``,
-                ``"task"`` or ``"tracker"``.
+                ``"task"``, ``"tracker"`` or ``"kernel"``.
             name: Registry name.
 
         Raises:

@@ -6,7 +6,7 @@ import math
 from types import ModuleType
 from typing import Any
 
-from hybridcore.history import History, dot, norm
+from hybridcore.history import History
 from hybridcore.layout import Buckets
 from hybridcore.protocols import Adapter
 
@@ -77,18 +77,21 @@ class Reach:
             return
         update, older = history.updates()
         beta = 1.0 - 1.0 / max(adapter.momentum_memory, 1.0)
-        squared = dot(update, update, self._xp)
+        kernels = history.kernels
         if beta > 0.0 and older is not None:
-            squared += beta * beta * dot(older, older, self._xp) - 2.0 * beta * dot(update, older, self._xp)
+            squared, before, shared = kernels.products(update, older, self._xp)
+            squared += beta * beta * before - 2.0 * beta * shared
             squared = max(squared, 0.0) / (1.0 - beta) ** 2
         elif beta > 0.0 and self._samples:
             return  # one update of a pair says nothing about its fresh part; the next one will
+        else:
+            squared = float(kernels.gram([update], self._xp)[0, 0])
         if not math.isfinite(squared):
             return
         self._sum += squared * (step - self._counted)
         self._counted = step
         self._samples += 1
-        gap = norm(self._moved(adapter, self._origin), self._xp)
+        gap = math.sqrt(float(kernels.gram([self._moved(adapter, self._origin)], self._xp)[0, 0]))
         if math.isfinite(gap):
             self._distance = max(self._distance, gap)
         if self._sum > 0.0:

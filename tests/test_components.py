@@ -40,6 +40,7 @@ REGISTRY = SimpleNamespace(
     correctors={"none": Plain},
     dynamics={"drift": Drift},
     tasks={"digits-mlp": Drift},
+    kernels={"reference": Plain},
 )
 
 

@@ -60,7 +60,7 @@ def test_builtins_come_through_the_same_hooks() -> None:
     assert {"threshold", "fixed"} <= set(registry.controllers)
     assert registry.records[0].name == "builtin"
     assert ("predictor", "drift") in registry.records[0].provides
-    for kind in ("predictor", "controller", "corrector", "dynamics", "task", "tracker"):
+    for kind in ("predictor", "controller", "corrector", "dynamics", "task", "tracker", "kernel"):
         for name in registry.names(kind):
             assert registry.get(kind, name).name == name
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import platform
+from collections.abc import Mapping
 from importlib import metadata
 from importlib.util import find_spec
+from typing import Any
 
 from rich.table import Table
 from rich.text import Text
@@ -13,7 +15,12 @@ from hybridcore import __version__
 from hybridcore.cli.common import output
 from hybridcore.discovery import discover
 from hybridcore.errors import HybridCoreError
+from hybridcore.kernels import KernelChoice, choose
+from hybridcore.kernels.selection import is_accelerator
+from hybridcore.kernels.trial import ELEMENTS
 from hybridcore.plugins import list_frameworks, load_framework
+from hybridcore.protocols import Framework
+from hybridcore.tasks.digits_mlp import DigitsMlp, DigitsOptions
 
 __all__ = ["doctor"]
 
@@ -37,6 +44,7 @@ def doctor() -> int:
     console.print(frameworks)
     plugins, faults = _plugins()
     console.print(plugins)
+    console.print(_kernels())
     console.print(_extras())
     return 1 if broken or faults else 0
 
@@ -95,6 +103,32 @@ def _plugins() -> tuple[Table, int]:
             Text(record.error or ""),
         )
     return table, faults
+
+
+def _kernels() -> Table:
+    """Which kernel set would do what on each device, found by the trial that a run makes."""
+    table = _table("\nKernels", "framework", "device", "operation", "done by", "why")
+    classes = {name: found.cls for (kind, name), found in discover().classes.items() if kind == "kernel"}
+    for entry in list_frameworks():
+        try:
+            framework = load_framework(entry.name)
+            for device in framework.devices():
+                rows = _choices(framework, device, classes)
+                if len({(c.name, c.reason) for c in rows}) == 1:
+                    table.add_row(entry.name, device, "all", rows[0].name, Text(rows[0].reason))
+                    continue
+                for choice in rows:
+                    table.add_row(entry.name, device, choice.operation, choice.name, Text(choice.reason))
+        except HybridCoreError as error:
+            table.add_row(entry.name, "", "", "", Text(error.what, "yellow"))
+    return table
+
+
+def _choices(framework: Framework, device: str, classes: Mapping[str, type[Any]]) -> tuple[KernelChoice, ...]:
+    if not is_accelerator(device):
+        return (KernelChoice("all", "reference", "on the CPU nothing else is tried"),)
+    adapter = framework.build(DigitsMlp(DigitsOptions()).problem(seed=0), device).adapter
+    return choose("auto", classes, adapter, elements=ELEMENTS).choices
 
 
 def _extras() -> Table:

@@ -32,7 +32,7 @@ def _console(file: TextIO | None = None) -> Console:
 
 @app.command(name="list")
 def list_() -> None:
-    """List predictors, controllers, correctors, tasks, trackers and frameworks with their origin."""
+    """List predictors, controllers, correctors, tasks, trackers, kernels and frameworks with their origin."""
     found = discover()
     table = Table(box=None, pad_edge=False)
     for title in ("name", "kind", "distribution", "version", "status"):

@@ -76,7 +76,7 @@ class Anderson:
         c = self.config
         means = history.window_means[-self.windows :]
         residuals = differences(means)
-        products = gram(residuals, xp)
+        products = gram(residuals, xp, history.kernels)
         count, largest = len(residuals), float(np.linalg.norm(products, 2))
         if largest == 0.0:
             return Prediction(residuals[-1], horizon, 0.0, scale=0.0)
@@ -84,7 +84,7 @@ class Anderson:
         shares = solved / solved.sum()
         # m_i = m_k - (r_i + ... + r_{k-1}): sums of small residuals instead of differences of large means.
         weights = c.mixing * shares - np.cumsum(shares)
-        towards = combine(residuals, weights)
+        towards = combine(residuals, weights, history)
         pairs = zip(towards, means[-1], history.current(), strict=True)
         left = norm_of(products, shares) / max(float(np.sqrt(products[-1, -1])), 1e-30)
         return Prediction(

@@ -75,7 +75,7 @@ class Average:
     def predict(self, history: History, horizon: float, xp: ModuleType) -> Prediction:
         """Go to the mean, whatever the horizon."""
         means = history.window_means[-self._count(history) :]
-        mean = combine(means, [1.0 / len(means)] * len(means))
+        mean = combine(means, [1.0 / len(means)] * len(means), history)
         deltas = tuple(w - m for w, m in zip(history.current(), mean, strict=True))
         age = history.open_steps + (len(means) * history.window - 1) / 2.0
         return Prediction(deltas, -self.config.step * age, 1.0, scale=-self.config.step)

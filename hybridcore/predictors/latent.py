@@ -79,7 +79,7 @@ class Latent:
     def predict(self, history: History, horizon: float, xp: ModuleType) -> Prediction:
         """Continue the coordinates for `horizon` steps."""
         steps = differences(history.window_means[-self.windows :])
-        products = gram(steps, xp)
+        products = gram(steps, xp, history.kernels)
         squares, vectors = np.linalg.eigh(products)
         # Float32 inner products carry about six digits of a square.
         keep = [i for i in reversed(range(len(squares))) if squares[i] > 1e-6 * squares[-1]]
@@ -89,7 +89,7 @@ class Latent:
         whiten = vectors[:, keep] / np.sqrt(squares[keep])
         confidence = self._model.fit(products @ whiten)
         moved = self._model.extrapolate(horizon / history.window)
-        return Prediction(combine(steps, whiten @ moved), horizon, confidence)
+        return Prediction(combine(steps, whiten @ moved, history), horizon, confidence)
 
     def state_dict(self) -> dict[str, Any]:
         """The model's."""

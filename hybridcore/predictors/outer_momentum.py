@@ -89,14 +89,14 @@ class OuterMomentum:
             steps = differences(history.window_means)
             decay = c.momentum**history.window
             shares = np.array([decay**age for age in reversed(range(len(steps)))])
-            direction = combine(steps, shares / (shares.sum() * history.window))
+            direction = combine(steps, shares / (shares.sum() * history.window), history)
             own = c.momentum / (1.0 - c.momentum)
             worth = 1.0
         else:
             newest = history.displacement(-1)
             self._weight = c.momentum * self._weight + 1.0
             if self._velocity is not None:
-                newest = combine([newest, self._velocity], [1.0, c.momentum])
+                newest = combine([newest, self._velocity], [1.0, c.momentum], history)
             self._velocity = direction = newest
             worth = self._weight * history.window
             own = c.momentum * worth

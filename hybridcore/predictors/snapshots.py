@@ -4,13 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from types import ModuleType
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from hybridcore.errors import PredictionError
-from hybridcore.history import dot
+from hybridcore.kernels.reference import REFERENCE
 from hybridcore.layout import Buckets
+from hybridcore.protocols import KernelSet
+
+if TYPE_CHECKING:
+    from hybridcore.history import History
 
 __all__ = ["combine", "differences", "gram", "norm_of"]
 
@@ -26,17 +31,13 @@ def differences(snapshots: Sequence[Buckets]) -> list[Buckets]:
     return [tuple(a - b for a, b in zip(newer, older, strict=True)) for newer, older in pairs]
 
 
-def gram(vectors: Sequence[Buckets], xp: ModuleType) -> NDArray[np.float64]:
+def gram(vectors: Sequence[Buckets], xp: ModuleType, kernels: KernelSet = REFERENCE) -> NDArray[np.float64]:
     """Inner products of all pairs, shape (k, k).
 
     Raises:
         PredictionError: The vectors are not finite.
     """
-    count = len(vectors)
-    products = np.zeros((count, count))
-    for i in range(count):
-        for j in range(i + 1):
-            products[i, j] = products[j, i] = dot(vectors[i], vectors[j], xp)
+    products = kernels.gram(vectors, xp)
     if not np.isfinite(products).all():
         raise PredictionError(
             "the recent path of the weights is not finite",
@@ -47,18 +48,21 @@ def gram(vectors: Sequence[Buckets], xp: ModuleType) -> NDArray[np.float64]:
     return products
 
 
-def combine(vectors: Sequence[Buckets], weights: Sequence[float] | NDArray[np.float64]) -> Buckets:
-    """Sum of ``weights[i] * vectors[i]``, new buckets.
+def combine(
+    vectors: Sequence[Buckets],
+    weights: Sequence[float] | NDArray[np.float64],
+    history: History | None = None,
+) -> Buckets:
+    """Sum of ``weights[i] * vectors[i]``, new buckets; by the history's kernels where it is given.
 
     Example:
         >>> combine([(1.0,), (3.0,)], [2.0, -1.0])
         (-1.0,)
     """
     factors = [float(w) for w in weights]
-    total: Buckets = tuple(b * factors[0] for b in vectors[0])
-    for vector, factor in zip(vectors[1:], factors[1:], strict=True):
-        total = tuple(t + b * factor for t, b in zip(total, vector, strict=True))
-    return total
+    if history is None:
+        return REFERENCE.combine(vectors, factors, np)
+    return history.kernels.combine(vectors, factors, history.xp)
 
 
 def norm_of(products: NDArray[np.float64], weights: NDArray[np.float64]) -> float:

@@ -80,7 +80,7 @@ class Spectral:
         """Continue the dynamics for `horizon` steps; a negative horizon goes straight back."""
         c = self.config
         steps = differences(history.window_means[-self.windows :])
-        products = gram(steps, xp)
+        products = gram(steps, xp, history.kernels)
         straight = horizon / history.window
         if horizon < 0.0 or not products[:-1, :-1].any():
             return Prediction(steps[-1], horizon, 0.0, scale=straight)
@@ -96,7 +96,7 @@ class Spectral:
         limit = straight * float(np.sqrt(products.diagonal().max()))
         if length > limit:
             weights *= limit / length
-        return Prediction(combine(steps, weights), horizon, _quality(products, whiten, fitted))
+        return Prediction(combine(steps, weights, history), horizon, _quality(products, whiten, fitted))
 
     def state_dict(self) -> dict[str, Any]:
         """Nothing."""

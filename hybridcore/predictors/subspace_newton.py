@@ -90,11 +90,11 @@ class SubspaceNewton:
         newest, *older = reversed(differences(history.window_means[-self.windows :]))
         vectors = [newest, history.last_update(), *older][: c.dimensions]
         length = abs(horizon) * norm(newest, xp) / history.window
-        whiten = orthonormal(gram(vectors, xp))
+        whiten = orthonormal(gram(vectors, xp, history.kernels))
         if length == 0.0 or whiten.shape[1] == 0:
             return Prediction(newest, horizon, 0.0, scale=0.0)
         gradient, curvature = _quadratic(
-            lambda z: measure(combine(vectors, whiten @ z)), whiten.shape[1], c.spread * length
+            lambda z: measure(combine(vectors, whiten @ z, history)), whiten.shape[1], c.spread * length
         )
         step = _minimise(gradient, curvature, c.damping, c.trust * length)
         change = float(gradient @ step + 0.5 * step @ curvature @ step)
@@ -106,7 +106,7 @@ class SubspaceNewton:
                 expected="a negative one",
                 fix="nothing: the jump is refused; a larger predictor.subspace-newton.spread sees past noise",
             )
-        return Prediction(combine(vectors, whiten @ step), horizon, 1.0)
+        return Prediction(combine(vectors, whiten @ step, history), horizon, 1.0)
 
     def state_dict(self) -> dict[str, Any]:
         """Nothing."""

@@ -1,0 +1,142 @@
+"""The kernel set `reference`: every fused operation in plain Array API."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from types import ModuleType
+from typing import ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hybridcore.kernels import encoding, lowrank, recurrent
+from hybridcore.layout import Array, Buckets, ParamGroup
+from hybridcore.protocols import API_VERSION, EncodedBuckets, Ensemble, Runs
+
+__all__ = ["REFERENCE", "ReferenceKernels"]
+
+
+class ReferenceKernels:
+    """What each operation of `hybridcore.protocols.KernelSet` must give; works on every array namespace.
+
+    Example:
+        >>> import array_api_compat.numpy as xp
+        >>> a, b = (xp.asarray([3.0, 4.0]),), (xp.asarray([1.0, 0.0]),)
+        >>> ReferenceKernels().products(a, b, xp)
+        (25.0, 1.0, 3.0)
+    """
+
+    name: ClassVar[str] = "reference"
+    api_version: ClassVar[int] = API_VERSION
+
+    def supports(self, xp: ModuleType, device: str, dtype: str) -> bool:
+        """Every namespace, device and dtype."""
+        return True
+
+    def products(self, a: Buckets, b: Buckets, xp: ModuleType) -> tuple[float, float, float]:
+        """``|a|^2``, ``|b|^2`` and ``a . b``."""
+        return _dot(a, a, xp), _dot(b, b, xp), _dot(a, b, xp)
+
+    def distance(self, a: Buckets, b: Buckets, xp: ModuleType) -> float:
+        """``|a - b|``."""
+        gap = tuple(x - y for x, y in zip(a, b, strict=True))
+        return math.sqrt(_dot(gap, gap, xp))
+
+    def gram(self, vectors: Sequence[Buckets], xp: ModuleType) -> NDArray[np.float64]:
+        """Inner products of all pairs, shape (k, k)."""
+        count = len(vectors)
+        products = np.zeros((count, count))
+        for i in range(count):
+            for j in range(i + 1):
+                products[i, j] = products[j, i] = _dot(vectors[i], vectors[j], xp)
+        return products
+
+    def combine(self, vectors: Sequence[Buckets], weights: Sequence[float], xp: ModuleType) -> Buckets:
+        """Sum of ``weights[i] * vectors[i]``, new buckets."""
+        factors = [float(w) for w in weights]
+        total: Buckets = tuple(b * factors[0] for b in vectors[0])
+        for vector, factor in zip(vectors[1:], factors[1:], strict=True):
+            total = tuple(t + b * factor for t, b in zip(total, vector, strict=True))
+        return total
+
+    def window_mean(
+        self, total: Buckets, count: int, previous: Buckets | None, xp: ModuleType
+    ) -> tuple[Buckets, Buckets | None]:
+        """Mean ``total / count`` of a window and its displacement from the `previous` window's mean."""
+        scale = 1.0 / count
+        mean = tuple(b * scale for b in total)
+        if previous is None:
+            return mean, None
+        return mean, tuple(m - p for m, p in zip(mean, previous, strict=True))
+
+    def displace(
+        self, newer: Buckets, older: Buckets, last: Buckets | None, xp: ModuleType
+    ) -> tuple[Buckets, tuple[float, float, float] | None]:
+        """``d = newer - older``, and with `last` also ``|d|^2``, ``|last|^2`` and ``d . last``."""
+        step = tuple(a - b for a, b in zip(newer, older, strict=True))
+        return step, None if last is None else self.products(step, last, xp)
+
+    def run_norms(self, buckets: Buckets, runs: Runs, xp: ModuleType) -> list[float]:
+        """Euclidean norm of each run."""
+        return [float(xp.linalg.vector_norm(buckets[bucket][part])) for _, bucket, part in runs]
+
+    def apply_jump(
+        self,
+        weights: Buckets,
+        deltas: Buckets,
+        runs: Runs,
+        scales: Mapping[ParamGroup, float],
+        cap: float,
+        xp: ModuleType,
+    ) -> tuple[Buckets, dict[ParamGroup, float]]:
+        """``weights + f_g * deltas`` and the factors; see `hybridcore.protocols.KernelSet.apply_jump`."""
+        sizes = _by_group(runs, self.run_norms(weights, runs, xp))
+        lengths = _by_group(runs, self.run_norms(deltas, runs, xp))
+        whole = math.sqrt(sum(s * s for s in sizes.values()))
+        factors = {}
+        for group, length in lengths.items():
+            factor = scales.get(group, 1.0)
+            limit = cap * max(sizes[group], 0.01 * whole)
+            moved = abs(factor) * length
+            factors[group] = factor * (limit / moved) if moved > limit else factor
+        if not (math.isfinite(whole) and all(map(math.isfinite, [*lengths.values(), *factors.values()]))):
+            return tuple(w + 0.0 for w in weights), dict.fromkeys(factors, math.nan)
+        parts: list[list[Array]] = [[] for _ in weights]
+        for group, bucket, part in runs:
+            parts[bucket].append(weights[bucket][part] + deltas[bucket][part] * factors[group])
+        return tuple(xp.concat(p) if p else w + 0.0 for p, w in zip(parts, weights, strict=True)), factors
+
+    def encode(self, buckets: Buckets, dtype: str, seed: int, xp: ModuleType) -> EncodedBuckets:
+        """Buckets in 2 bytes or about 1 byte per number; see `hybridcore.kernels.encoding`."""
+        return encoding.encode(buckets, dtype, seed, xp)
+
+    def decode(self, encoded: EncodedBuckets, xp: ModuleType) -> Buckets:
+        """Float32 buckets again."""
+        return encoding.decode(encoded, xp)
+
+    def compress(self, matrix: Array, rank: int, seed: int, xp: ModuleType) -> tuple[Array, Array]:
+        """Randomised low-rank factors; see `hybridcore.kernels.lowrank`."""
+        return lowrank.compress(matrix, rank, seed, xp)
+
+    def rollout(
+        self, ensemble: Ensemble, hidden: Array, actions: Array, output: Array, xp: ModuleType
+    ) -> tuple[Array, Array]:
+        """Closed-loop prediction by an ensemble of GRU cells; see `hybridcore.kernels.recurrent`."""
+        return recurrent.rollout(ensemble, hidden, actions, output, xp)
+
+
+REFERENCE = ReferenceKernels()
+"""The one instance; it has no state."""
+
+
+def _dot(a: Buckets, b: Buckets, xp: ModuleType) -> float:
+    """Inner product as a Python float (`matmul` is the quickest on every backend)."""
+    return sum(float(xp.matmul(x, y)) for x, y in zip(a, b, strict=True))
+
+
+def _by_group(runs: Runs, norms: Sequence[float]) -> dict[ParamGroup, float]:
+    squares: dict[ParamGroup, float] = {}
+    for (group, _, _), length in zip(runs, norms, strict=True):
+        squares[group] = squares.get(group, 0.0) + length * length
+    return {group: math.sqrt(square) for group, square in squares.items()}

@@ -1,0 +1,132 @@
+"""Which kernel set does which operation in a run."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+from hybridcore.kernels.chosen import OPERATIONS, ChosenKernels, KernelChoice
+from hybridcore.kernels.reference import REFERENCE
+from hybridcore.kernels.trial import ELEMENTS, Sample, same, seconds
+from hybridcore.protocols import Adapter, KernelSet
+
+__all__ = ["choose", "is_accelerator"]
+
+logger = logging.getLogger("hybridcore")
+
+DTYPE = "float32"
+"""Of all buckets."""
+
+MARGIN = 0.95
+"""Share of the reference's time that a kernel may take at most; near ties stay with the reference."""
+
+
+def choose(
+    name: str, classes: Mapping[str, type[Any]], adapter: Adapter, *, elements: int | None = None
+) -> ChosenKernels:
+    """Kernels of a run (``kernels.name``), tried once on the adapter's device.
+
+    Args:
+        name: ``"auto"``, ``"reference"``, or a registry name.
+        classes: Kernel set classes by registry name.
+        adapter: Gives namespace, device, size and clock.
+        elements: Numbers per array in the trial; as many as the model has weights, up to `ELEMENTS`, if None.
+
+    Returns:
+        The kernels; every doubt (a wrong result, a missing toolkit, no memory, no gain) means the reference,
+        and a fault is one warning.
+
+    Example:
+        >>> from hybridcore.reference import quadratic
+        >>> choose("auto", {}, quadratic(seed=0)).used("gram")
+        'reference'
+    """
+    if name == REFERENCE.name:
+        return ChosenKernels({}, _all("asked for"))
+    if name == "auto" and not is_accelerator(adapter.device):
+        return ChosenKernels({}, _all("on the CPU nothing else is tried"))
+    wanted = [n for n in classes if n != REFERENCE.name] if name == "auto" else [name]
+    count = min(ELEMENTS, adapter.layout.total) if elements is None else elements
+    best: dict[str, KernelSet] = {}
+    choices = {choice.operation: choice for choice in _all("no kernel set serves this device")}
+    for each in wanted:
+        found = _try(each, classes[each], adapter, count, timed=name == "auto")
+        if isinstance(found, str):
+            choices = {op: c if op in best else _reference(op, found) for op, c in choices.items()}
+            continue
+        kernels, tried = found
+        for operation, choice in tried.items():
+            old = choices[operation]
+            if operation in best and not choice.seconds < old.seconds:
+                continue
+            choices[operation] = choice
+            if choice.name != REFERENCE.name:
+                best[operation] = kernels
+    return ChosenKernels(best, tuple(choices.values()))
+
+
+def is_accelerator(device: str) -> bool:
+    """Whether a device's name, in its framework's own words, is not a processor's.
+
+    Example:
+        >>> is_accelerator("cuda:0"), is_accelerator("TFRT_CPU_0")
+        (True, False)
+    """
+    return "cpu" not in device.lower()
+
+
+def _try(
+    name: str, cls: type[Any], adapter: Adapter, count: int, *, timed: bool
+) -> tuple[KernelSet, dict[str, KernelChoice]] | str:
+    """The kernel set with a choice per operation, or why it is not used at all."""
+    xp = adapter.xp
+    try:
+        kernels: KernelSet = cls()
+        if not kernels.supports(xp, adapter.device, DTYPE):
+            reason = f"{name} does not serve {xp.__name__} on {adapter.device}"
+            if not timed:
+                logger.warning("kernel set %s; the Array API reference is used", reason)
+            return kernels, {op: _reference(op, reason) for op in OPERATIONS}
+        like = adapter.read_params()[0]
+        sample = Sample.make(xp, like, count)
+        choices, wrong = {}, []
+        for operation in OPERATIONS:
+            choice = _compare(kernels, operation, sample, adapter, timed=timed)
+            choices[operation] = choice
+            if choice.reason.startswith("wrong"):
+                wrong.append(operation)
+    except Exception as error:
+        reason = f"{name} failed in its trial: {type(error).__name__}: {error}"
+        logger.warning("kernel set %s; the Array API reference is used, nothing is lost", reason)
+        return reason
+    if wrong:
+        logger.warning(
+            "kernel set %s gives wrong results (%s); the Array API reference does these operations",
+            name,
+            ", ".join(wrong),
+        )
+    return kernels, choices
+
+
+def _compare(
+    kernels: KernelSet, operation: str, sample: Sample, adapter: Adapter, *, timed: bool
+) -> KernelChoice:
+    call = sample.calls[operation]
+    if not same(sample, call(kernels), call(REFERENCE)):
+        return _reference(operation, f"wrong result of {kernels.name}")
+    if not timed:
+        return KernelChoice(operation, kernels.name, "asked for, and right")
+    own = seconds(lambda: call(kernels), adapter.synchronize)
+    theirs = seconds(lambda: call(REFERENCE), adapter.synchronize)
+    words = f"{kernels.name} {1e6 * own:.0f} us, reference {1e6 * theirs:.0f} us"
+    chosen = kernels.name if own < MARGIN * theirs else REFERENCE.name
+    return KernelChoice(operation, chosen, words, own, theirs)
+
+
+def _reference(operation: str, reason: str) -> KernelChoice:
+    return KernelChoice(operation, REFERENCE.name, reason)
+
+
+def _all(reason: str) -> tuple[KernelChoice, ...]:
+    return tuple(_reference(operation, reason) for operation in OPERATIONS)

@@ -1,0 +1,174 @@
+"""F70: every kernel against float64, on odd sizes, empty buckets and every alignment (run on the CPU)."""
+
+from __future__ import annotations
+
+import math
+
+import array_api_compat.torch as xp
+import numpy as np
+import pytest
+import torch
+
+from hybridcore.kernels import REFERENCE
+from hybridcore.layout import ParamGroup
+
+SIZES = ((0,), (1,), (3, 5), (1023,), (4099, 0, 17))
+G = ParamGroup
+
+
+CASES = [(SIZES[0], 0), (SIZES[1], 3), (SIZES[2], 0), (SIZES[3], 1), (SIZES[4], 0), (SIZES[4], 3)]
+
+
+@pytest.fixture(params=CASES, ids=str)
+def draw(request):
+    """Function that draws buckets of the sizes; views that begin `offset` numbers after 16-byte alignment."""
+    sizes, offset = request.param
+    rng = np.random.default_rng(7)
+
+    def make(shift=0):
+        def bucket(n):
+            whole = torch.as_tensor(rng.standard_normal(n + 8).astype(np.float32))
+            return whole[offset + shift : offset + shift + n]
+
+        return tuple(bucket(n) for n in sizes)
+
+    return make
+
+
+def wide(buckets):
+    return np.concatenate([np.asarray(b, dtype=np.float64) for b in buckets])
+
+
+def close(got, expected, scale, tolerance=1e-6):
+    assert np.abs(np.asarray(got, dtype=np.float64) - expected).max(initial=0.0) <= tolerance * max(
+        scale, 1e-30
+    )
+
+
+def same_buckets(got, expected):
+    close(wide(got), expected, np.abs(expected).max(initial=0.0))
+
+
+@pytest.mark.parametrize("shift", [0, 2])
+def test_f70_products_and_distance(emulated, draw, shift):
+    a, b = draw(), draw(shift)
+    x, y = wide(a), wide(b)
+    scale = max(x @ x, y @ y)
+    close(emulated.products(a, b, xp), [x @ x, y @ y, x @ y], scale)
+    close(emulated.distance(a, b, xp), np.linalg.norm(x - y), np.linalg.norm(x - y))
+
+
+@pytest.mark.parametrize("k", [1, 3, 8, 10])
+def test_f70_gram_and_combination(emulated, draw, k):
+    vectors = [draw() for _ in range(k)]
+    matrix = np.stack([wide(v) for v in vectors])
+    expected = matrix @ matrix.T
+    gram = emulated.gram(vectors, xp)
+    close(gram, expected, np.abs(expected).max())
+    assert np.array_equal(gram, gram.T)
+    weights = np.random.default_rng(k).standard_normal(k)
+    mixed = emulated.combine(vectors, list(weights), xp)
+    close(wide(mixed), weights @ matrix, np.abs(matrix).max(initial=0.0) * np.abs(weights).sum())
+
+
+def test_f70_window_mean_and_displacement(emulated, draw):
+    total, previous = draw(), draw()
+    mean, nothing = emulated.window_mean(total, 10, None, xp)
+    assert nothing is None
+    same_buckets(mean, wide(total) / 10)
+    mean, step = emulated.window_mean(total, 10, previous, xp)
+    same_buckets(mean, wide(total) / 10)
+    same_buckets(step, wide(total) / 10 - wide(previous))
+
+
+def test_f70_displacement_and_turn(emulated, draw):
+    newer, older, last = draw(), draw(), draw()
+    d, v = wide(newer) - wide(older), wide(last)
+    step, nothing = emulated.displace(newer, older, None, xp)
+    assert nothing is None
+    same_buckets(step, d)
+    step, products = emulated.displace(newer, older, last, xp)
+    same_buckets(step, d)
+    close(products, [d @ d, v @ v, d @ v], max(d @ d, v @ v))
+
+
+def runs_of(buckets):
+    """Three groups per bucket, cut at odd places; one run is empty where the bucket is small."""
+    runs = []
+    for index, bucket in enumerate(buckets):
+        n = bucket.shape[0]
+        cuts = (0, n // 3, n - n // 5, n)
+        for group, start, stop in zip((G.MATRIX, G.NORM, G.BIAS), cuts[:-1], cuts[1:], strict=True):
+            runs.append((group, index, slice(start, stop)))
+    return runs
+
+
+def test_f70_run_norms(emulated, draw):
+    buckets = draw()
+    runs = runs_of(buckets)
+    expected = [np.linalg.norm(np.asarray(buckets[b][s], dtype=np.float64)) for _, b, s in runs]
+    close(emulated.run_norms(buckets, runs, xp), expected, max(expected))
+
+
+@pytest.mark.parametrize("cap", [0.05, 1e9])
+def test_f70_jump_is_capped_per_group(emulated, draw, cap):
+    weights, deltas = draw(), draw()
+    runs, scales = runs_of(weights), {G.MATRIX: 0.5, G.NORM: -2.0}
+    new, factors = emulated.apply_jump(weights, deltas, runs, scales, cap, xp)
+
+    def of_group(buckets, group):
+        parts = [np.asarray(buckets[b][s], dtype=np.float64) for g, b, s in runs if g is group]
+        return np.linalg.norm(np.concatenate(parts))
+
+    whole = np.linalg.norm(wide(weights))
+    expected = [w.numpy().astype(np.float64) for w in weights]
+    for group in (G.MATRIX, G.NORM, G.BIAS):
+        factor = scales.get(group, 1.0)
+        limit = cap * max(of_group(weights, group), 0.01 * whole)
+        moved = abs(factor) * of_group(deltas, group)
+        factor *= min(1.0, limit / moved) if moved else 1.0
+        close(factors[group], factor, abs(factor))
+        for g, b, s in runs:
+            if g is group:
+                expected[b][s] += factor * np.asarray(deltas[b][s], dtype=np.float64)
+    same_buckets(new, np.concatenate(expected))
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_f70_a_jump_that_is_not_finite_changes_nothing(emulated, bad):
+    weights, deltas = (torch.arange(9.0),), (torch.ones(9),)
+    deltas[0][7] = bad
+    runs = [(G.MATRIX, 0, slice(0, 5)), (G.BIAS, 0, slice(5, 9))]
+    for kernels in (emulated, REFERENCE):
+        new, factors = kernels.apply_jump(weights, deltas, runs, {}, 0.5, xp)
+        assert torch.equal(new[0], weights[0]) and all(map(math.isnan, factors.values()))
+
+
+def test_f65_codes_equal_the_reference_bit_for_bit(emulated, draw):
+    buckets = draw()
+    for dtype in ("bfloat16", "int8"):
+        mine, right = emulated.encode(buckets, dtype, 11, xp), REFERENCE.encode(buckets, dtype, 11, xp)
+        for x, y in zip((*mine.codes, *mine.scales), (*right.codes, *right.scales), strict=True):
+            assert x.dtype == y.dtype and torch.equal(x, y)
+        for x, y in zip(emulated.decode(mine, xp), REFERENCE.decode(right, xp), strict=True):
+            assert torch.equal(x, y)
+
+
+def test_f65_special_numbers_survive_bfloat16(emulated):
+    special = (torch.tensor([math.nan, math.inf, -math.inf, 0.0, -0.0, 1e-40, 3.4e38]),)
+    mine = emulated.decode(emulated.encode(special, "bfloat16", 0, xp), xp)[0]
+    right = special[0].to(torch.bfloat16).float()
+    assert torch.equal(torch.nan_to_num(mine, 7.0), torch.nan_to_num(right, 7.0)) and torch.isnan(mine[0])
+
+
+def test_f70_strided_buckets(emulated):
+    a = (torch.arange(40.0)[::3],)
+    b = (torch.arange(14.0),)
+    x, y = wide(a), wide(b)
+    assert emulated.products(a, b, xp) == pytest.approx((x @ x, y @ y, x @ y), rel=1e-6)
+
+
+def test_f70_more_runs_than_a_block_holds_go_to_the_reference(emulated):
+    bucket = (torch.ones(40),)
+    runs = [(G.MATRIX, 0, slice(i, i + 2)) for i in range(0, 40, 2)]
+    assert emulated.run_norms(bucket, runs, xp) == pytest.approx([math.sqrt(2.0)] * 20)

@@ -1,0 +1,180 @@
+"""F66, F70: the choice of a kernel set by a trial, and what happens when one is wrong, slow or fails."""
+
+from __future__ import annotations
+
+import logging
+
+import array_api_compat.numpy as xp
+import numpy as np
+import pytest
+
+from hybridcore.components import check_config
+from hybridcore.config import HybridConfig, KernelsConfig
+from hybridcore.engine import Engine
+from hybridcore.errors import ConfigError, PluginError
+from hybridcore.kernels import ChosenKernels, ReferenceKernels, choose
+from hybridcore.kernels.chosen import OPERATIONS
+from hybridcore.plugins import load_registry
+from hybridcore.reference import quadratic
+
+A = (np.arange(4, dtype=np.float32),)
+
+
+class Counting(ReferenceKernels):
+    """Right, and counts."""
+
+    name = "counting"
+    calls = 0
+
+    def gram(self, vectors, xp):
+        type(self).calls += 1
+        return super().gram(vectors, xp)
+
+
+class Wrong(ReferenceKernels):
+    name = "wrong"
+
+    def gram(self, vectors, xp):
+        return super().gram(vectors, xp) * 1.01
+
+    def combine(self, vectors, weights, xp):
+        return tuple(b[:-1] for b in super().combine(vectors, weights, xp))
+
+
+class Raising(ReferenceKernels):
+    name = "raising"
+
+    def products(self, a, b, xp):
+        raise MemoryError("no room")
+
+
+class Elsewhere(ReferenceKernels):
+    name = "elsewhere"
+
+    def supports(self, xp, device, dtype):
+        return False
+
+
+class FailsLater(ReferenceKernels):
+    """Right in the trial, out of memory afterwards."""
+
+    name = "fails-later"
+    broken = False
+
+    def combine(self, vectors, weights, xp):
+        if self.broken:
+            raise MemoryError("no room")
+        return super().combine(vectors, weights, xp)
+
+
+@pytest.fixture
+def accelerator():
+    """The NumPy adapter under the name of another device, so that trials happen."""
+    adapter = quadratic(seed=0)
+    adapter.device = "fake:0"
+    return adapter
+
+
+def warnings(caplog):
+    return [r.getMessage() for r in caplog.records if r.levelno == logging.WARNING]
+
+
+def test_auto_tries_nothing_on_the_cpu(monkeypatch):
+    monkeypatch.setattr(Counting, "calls", 0)
+    chosen = choose("auto", {"counting": Counting}, quadratic(seed=0))
+    assert Counting.calls == 0 and {chosen.used(op) for op in OPERATIONS} == {"reference"}
+
+
+def test_a_set_that_is_named_is_used_where_it_is_right(accelerator, caplog):
+    chosen = choose("wrong", {"wrong": Wrong}, accelerator)
+    assert chosen.used("gram") == chosen.used("combine") == "reference"
+    assert chosen.used("products") == "wrong"
+    assert len(warnings(caplog)) == 1 and "gram, combine" in warnings(caplog)[0]
+    np.testing.assert_array_equal(chosen.gram([A], xp), [[14.0]])
+
+
+def test_auto_leaves_what_is_slower_to_the_reference(accelerator, monkeypatch):
+    """By a clock that the kernels themselves move."""
+    import hybridcore.kernels.trial as trial
+
+    now = [0.0]
+    monkeypatch.setattr(trial.time, "perf_counter", lambda: now[0])
+
+    def taking(cost, base):
+        def gram(self, vectors, xp):
+            now[0] += cost
+            return base(self, vectors, xp)
+
+        return gram
+
+    right = ReferenceKernels.gram
+    monkeypatch.setattr(ReferenceKernels, "gram", taking(1.0, right))
+    slow = type("SlowByClock", (ReferenceKernels,), {"name": "slow", "gram": taking(2.0, right)})
+    fast = type("FastByClock", (ReferenceKernels,), {"name": "fast", "gram": taking(0.5, right)})
+    assert choose("auto", {"slow": slow}, accelerator).used("gram") == "reference"
+    both = choose("auto", {"slow": slow, "fast": fast}, accelerator)
+    assert both.used("gram") == "fast"
+    (entry,) = [c for c in both.choices if c.operation == "gram"]
+    assert (entry.seconds, entry.reference_seconds) == (0.5, 1.0)
+
+
+def test_f66_a_set_that_raises_in_its_trial_is_left_out_with_one_warning(accelerator, caplog):
+    chosen = choose("raising", {"raising": Raising}, accelerator)
+    assert {chosen.used(op) for op in OPERATIONS} == {"reference"}
+    assert len(warnings(caplog)) == 1 and "no room" in warnings(caplog)[0]
+
+
+def test_a_set_for_other_devices_is_left_out(accelerator, caplog):
+    assert choose("elsewhere", {"elsewhere": Elsewhere}, accelerator).used("gram") == "reference"
+    assert len(warnings(caplog)) == 1
+    assert choose("auto", {"elsewhere": Elsewhere}, accelerator).used("gram") == "reference"
+    assert len(warnings(caplog)) == 1, "under `auto` it is no fault"
+
+
+def test_f66_a_failure_in_the_run_falls_back_once_and_for_all(accelerator, caplog, monkeypatch):
+    chosen = choose("fails-later", {"fails-later": FailsLater}, accelerator)
+    assert chosen.used("combine") == chosen.used("gram") == "fails-later"
+    monkeypatch.setattr(FailsLater, "broken", True)
+    for _ in range(3):
+        np.testing.assert_array_equal(chosen.combine([A, A], [1.0, 2.0], xp)[0], 3.0 * A[0])
+    assert len(warnings(caplog)) == 1 and "no room" in chosen.summary()["failure"]
+    assert chosen.used("gram") == "reference"
+
+
+def test_operations_are_those_of_the_protocol():
+    from hybridcore.plugin_checks import protocol_methods
+    from hybridcore.protocols import KernelSet
+
+    assert {*OPERATIONS, "supports"} == set(protocol_methods(KernelSet))
+    for operation in OPERATIONS:
+        assert callable(getattr(ChosenKernels, operation))
+
+
+def test_an_engine_uses_and_reports_what_the_configuration_names(accelerator, monkeypatch):
+    monkeypatch.setattr(Counting, "calls", 0)
+    registry = load_registry()
+    object.__setattr__(registry, "kernels", {**registry.kernels, "counting": Counting})
+
+    def run(name):
+        adapter = quadratic(seed=0)
+        adapter.device = "fake:0"
+        config = HybridConfig(kernels=KernelsConfig(name=name))
+        engine = Engine.from_config(adapter, config, registry=registry)
+        losses = [engine.step(None).loss for _ in range(40)]
+        return losses, engine.summary()["kernels"]
+
+    losses, summary = run("counting")
+    assert summary["name"] == "counting" and summary["failure"] is None
+    assert summary["operations"]["gram"] == "counting: asked for, and right"
+    assert Counting.calls > 1, "the run itself uses it"
+    same, report = run("reference")
+    assert same == losses and report["name"] == "reference"
+
+
+def test_a_name_that_is_not_installed_is_an_error():
+    registry = load_registry()
+    with pytest.raises(ConfigError, match=r"kernels\.name"):
+        check_config({"kernels": {"name": "cpuy"}}, registry)
+    check_config({"kernels": {"name": "auto"}}, registry)
+    with pytest.raises(PluginError, match="unknown kernel"):
+        Engine.from_config(quadratic(seed=0), HybridConfig(kernels=KernelsConfig(name="cpuy")))
