@@ -25,7 +25,7 @@ from hybridcore_tensorflow.modes import batch_statistics, tracked_norms, undistu
 from hybridcore_tensorflow.snapshot import SnapshotKeeper, TensorFlowSnapshot, VariableSet
 from hybridcore_tensorflow.statistics import refresh
 from hybridcore_tensorflow.steps import GraphRunner, UserRunner
-from hybridcore_tensorflow.variables import collect, components, global_generators, layers_of, raw
+from hybridcore_tensorflow.variables import collect, components, global_generators, layers_of, strategy_of
 
 __all__ = ["TensorFlowAdapter"]
 
@@ -89,9 +89,7 @@ class TensorFlowAdapter:
         self._keeper = SnapshotKeeper(self.layout, self._all_variables)
         self._losses = LossCaller(model, loss_fn, layers_of(model))
         self._norms = tracked_norms(found.norms)
-        first = raw(found.trained[0])
-        mirrored = isinstance(first, tf.distribute.DistributedValues)
-        self._strategy = first.distribute_strategy if mirrored else None
+        self._strategy = strategy_of(found.trained)
         state = VariableSet(found.state)
         self._graph = GraphRunner(
             optimizer, found.trained, state, self._losses, self._hook, accumulate

@@ -7,7 +7,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from hybridcore_tensorflow.jump_rules import inner, scale_velocity
+from hybridcore_tensorflow.jump_rules import has_velocity, inner, scale_velocity
 from hybridcore_tensorflow.variables import components
 
 __all__ = ["UpdateHook"]
@@ -42,8 +42,12 @@ class UpdateHook:
         self._waiting = False
         self._apply = type(self._inner).apply.__get__(self._inner)
         self._scale = type(optimizer).scale_loss.__get__(optimizer)
+        self.attach()
+
+    def attach(self) -> None:
+        """Put the hook on, again after `detach`."""
         object.__setattr__(self._inner, "apply", self._on_apply)
-        object.__setattr__(optimizer, "scale_loss", self._on_scale)
+        object.__setattr__(self._outer, "scale_loss", self._on_scale)
 
     def detach(self) -> None:
         """Take the hook off; graphs traced before keep it."""
@@ -92,7 +96,8 @@ class UpdateHook:
             norm = tf.minimum(norm, self._limit)
 
         def update() -> Any:
-            tf.cond(self._pending, lambda: self._rescale(grads, variables), lambda: tf.constant(0))
+            if has_velocity(self._inner):
+                tf.cond(self._pending, lambda: self._rescale(grads, variables), lambda: tf.constant(0))
             self._apply(grads, variables)
             return self.updates.assign_add(1)
 

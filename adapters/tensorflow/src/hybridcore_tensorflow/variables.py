@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from contextlib import nullcontext
 from typing import Any
 
 import attrs
@@ -15,7 +16,7 @@ from hybridcore.errors import ModelError
 from hybridcore.layout import ParamGroup, ParamLayout
 from hybridcore_tensorflow.installed import require_keras_backend
 
-__all__ = ["Variables", "collect", "components", "global_generators", "layers_of", "raw", "trainable"]
+__all__ = ["Variables", "collect", "components", "global_generators", "layers_of", "raw", "strategy_of", "trainable"]
 
 _NORMS = (
     keras.layers.BatchNormalization,
@@ -55,6 +56,14 @@ def components(variable: Any) -> tuple[tf.Variable, ...]:
     """The plain variables of a variable, one per replica, the first one first."""
     inner = raw(variable)
     return tuple(inner.values) if isinstance(inner, tf.distribute.DistributedValues) else (inner,)
+
+
+def strategy_of(variables: Iterable[Any]) -> Any:
+    """The `tf.distribute` strategy that mirrors the variables; None without one."""
+    for variable in variables:
+        if isinstance(raw(variable), tf.distribute.DistributedValues):
+            return raw(variable).distribute_strategy
+    return None
 
 
 def collect(model: Any, optimizer: Any) -> Variables:
@@ -198,8 +207,18 @@ def _held(candidates: dict[str, Any], optimizer: Any) -> dict[str, Any]:
             expected="a keras.optimizers.Optimizer of Keras 3",
             fix="use one of keras.optimizers; tf.keras of Keras 2 is not served",
         )
+    strategy = strategy_of(candidates.values())
+    if strategy is not None and optimizer._distribution_strategy is not strategy:
+        raise ModelError(
+            "model and optimizer belong to different distribution strategies",
+            where=type(optimizer).__name__,
+            got=type(optimizer._distribution_strategy).__name__,
+            expected=f"the {type(strategy).__name__} of the model",
+            fix="make the optimizer under the same strategy.scope()",
+        )
     if not optimizer.built:
-        optimizer.build(list(candidates.values()))
+        with strategy.scope() if strategy is not None else nullcontext():
+            optimizer.build(list(candidates.values()))
         return candidates
     held = {id(raw(v)) for v in optimizer._trainable_variables}
     kept = {name: v for name, v in candidates.items() if id(raw(v)) in held}

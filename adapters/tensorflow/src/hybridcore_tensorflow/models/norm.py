@@ -40,6 +40,7 @@ class StatisticsNorm(keras.layers.BatchNormalization):
     def __init__(self, size: int) -> None:
         super().__init__(momentum=0.9, epsilon=1e-5, center=False, scale=False)
         self.build((None, size))
+        self.input_spec = None  # any number of axes
 
     def call(self, inputs: Any, training: bool | None = None, mask: Any = None) -> Any:
         """Normalise inputs (..., size) over all other axes."""
