@@ -54,9 +54,10 @@ def parts(variable):
 
 
 class Contract(AdapterContract):
-    """Making graphs is what takes time, so a class makes one adapter, two where a test wants two, and begins anew.
+    """Making graphs takes the time, so a class makes one adapter, two where a test wants two.
 
-    Beginning anew goes around the adapter: every variable of model and optimizer gets its first value.
+
+    Each test begins anew, without the adapter's help: every variable of model and optimizer gets its first value.
     """
 
     random_steps = False
@@ -228,7 +229,9 @@ class Affine(tf.Module):
     def __init__(self):
         super().__init__()
         start = np.random.default_rng(0)
-        self.weights = [tf.Variable(start.standard_normal(s).astype(np.float32) / 3) for s in ((6, 8), (8, 3))]
+        self.weights = [
+            tf.Variable(start.standard_normal(s).astype(np.float32) / 3) for s in ((6, 8), (8, 3))
+        ]
         self.bias = tf.Variable(tf.zeros(3))
         self.noise = tf.random.Generator.from_seed(1)
         self.generator = keras.random.SeedGenerator(2)
@@ -282,7 +285,12 @@ class TestMirrored(Contract):
         strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
         with strategy.scope():
             model = keras.Sequential(
-                [keras.Input((6,)), layers.Dense(4, activation="tanh"), layers.BatchNormalization(), layers.Dense(3)]
+                [
+                    keras.Input((6,)),
+                    layers.Dense(4, activation="tanh"),
+                    layers.BatchNormalization(),
+                    layers.Dense(3),
+                ]
             )
             return model, keras.optimizers.SGD(0.05, momentum=0.9), cross_entropy, {}
 

@@ -91,9 +91,7 @@ class TensorFlowAdapter:
         self._norms = tracked_norms(found.norms)
         self._strategy = strategy_of(found.trained)
         state = VariableSet(found.state)
-        self._graph = GraphRunner(
-            optimizer, found.trained, state, self._losses, self._hook, accumulate
-        )
+        self._graph = GraphRunner(optimizer, found.trained, state, self._losses, self._hook, accumulate)
         self._runner: GraphRunner | UserRunner | DistributedRunner = self._graph
         if train_step is not None:
             self._runner = UserRunner(train_step, self._keeper, found.trained, self._hook, optimizer)
@@ -303,7 +301,9 @@ class TensorFlowAdapter:
 
     @property
     def _scheduled(self) -> bool:
-        return isinstance(inner(self.optimizer)._learning_rate, keras.optimizers.schedules.LearningRateSchedule)
+        return isinstance(
+            inner(self.optimizer)._learning_rate, keras.optimizers.schedules.LearningRateSchedule
+        )
 
     @property
     def momentum_memory(self) -> float:

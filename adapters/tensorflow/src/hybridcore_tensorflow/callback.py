@@ -177,7 +177,7 @@ def compiled_losses(model: Any) -> Callable[..., Any]:
     found = keras.losses.get(loss) if isinstance(loss, str) else loss
     if isinstance(found, keras.losses.Loss):
         unreduced = copy.copy(found)
-        unreduced.reduction = None  # type: ignore[assignment]
+        unreduced.reduction = None
     elif callable(found) and not isinstance(found, Mapping):
         unreduced = _alike_ranks(found)
     else:

@@ -115,7 +115,9 @@ class LossCaller:
                 fix='use reduction="none"; training takes the mean itself',
             )
         wide = tf.cast(losses, tf.float64)
-        return wide if losses.shape.rank == 1 else tf.reduce_mean(tf.reshape(wide, (tf.shape(wide)[0], -1)), 1)
+        return (
+            wide if losses.shape.rank == 1 else tf.reduce_mean(tf.reshape(wide, (tf.shape(wide)[0], -1)), 1)
+        )
 
 
 def _has_modes(layer: Any) -> bool:

@@ -12,9 +12,7 @@ from hybridcore_tensorflow.variables import components
 __all__ = ["refresh"]
 
 
-def refresh(
-    norms: Sequence[Any], measure: Callable[[Any], Sequence[Any]], batches: Iterable[Any]
-) -> None:
+def refresh(norms: Sequence[Any], measure: Callable[[Any], Sequence[Any]], batches: Iterable[Any]) -> None:
     """Replace moving means and variances by their plain average over batches.
 
     Args:

@@ -189,7 +189,9 @@ def _read_loss(result: Any) -> float:
     raise ModelError(
         "the train step returned no loss",
         where="train_step(batch)",
-        got=f"{type(result).__name__}" if value is None else f"{type(value).__name__} {getattr(value, 'shape', '')}",
+        got=f"{type(result).__name__}"
+        if value is None
+        else f"{type(value).__name__} {getattr(value, 'shape', '')}",
         expected='the mean loss as a scalar, or a mapping with the scalar "loss"',
         fix="return the loss that was computed before the update",
     )

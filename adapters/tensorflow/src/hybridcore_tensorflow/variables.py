@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import nullcontext
 from typing import Any
 
@@ -16,7 +16,16 @@ from hybridcore.errors import ModelError
 from hybridcore.layout import ParamGroup, ParamLayout
 from hybridcore_tensorflow.installed import require_keras_backend
 
-__all__ = ["Variables", "collect", "components", "global_generators", "layers_of", "raw", "strategy_of", "trainable"]
+__all__ = [
+    "Variables",
+    "collect",
+    "components",
+    "global_generators",
+    "layers_of",
+    "raw",
+    "strategy_of",
+    "trainable",
+]
 
 _NORMS = (
     keras.layers.BatchNormalization,
@@ -95,9 +104,9 @@ def collect(model: Any, optimizer: Any) -> Variables:
         for name, v in kept.items()
     )
     trained = {id(v) for v in kept.values()}
-    seeds = [
-        _generator_state(g) for g in found.values() if isinstance(g, _GENERATORS)
-    ] + [v for v in named.values() if isinstance(owners.get(id(v)), keras.random.SeedGenerator)]
+    seeds = [_generator_state(g) for g in found.values() if isinstance(g, _GENERATORS)] + [
+        v for v in named.values() if isinstance(owners.get(id(v)), keras.random.SeedGenerator)
+    ]
     state = [v for v in named.values() if id(v) not in trained]
     return Variables(
         layout,
@@ -150,14 +159,11 @@ def _named(model: Any) -> tuple[dict[str, Any], dict[int, Any]]:
     if isinstance(model, keras.layers.Layer):
         add_layer(model, "")
     elif isinstance(model, tf.Module):
-        for module in (model, *model.submodules):
-            owners.update((id(v), module) for v in vars(module).values() if isinstance(v, _VARIABLES))
-        leaves = (*_VARIABLES, *_GENERATORS, keras.layers.Layer)
-        for path, value in model._flatten(predicate=lambda x: isinstance(x, leaves), with_path=True):
-            name = ".".join(map(str, path))
+        for name, value, owner in _leaves(model, (), model, set()):
             if isinstance(value, keras.layers.Layer):
                 add_layer(value, f"{name}.")
             else:
+                owners.setdefault(id(value), owner)
                 add(name, value)
     else:
         raise ModelError(
@@ -168,6 +174,27 @@ def _named(model: Any) -> tuple[dict[str, Any], dict[int, Any]]:
             fix="pass the model itself",
         )
     return found, owners
+
+
+def _leaves(value: Any, path: tuple[str, ...], owner: Any, seen: set[int]) -> Iterator[tuple[str, Any, Any]]:
+    """Variables, generators and Keras layers below a module, in the order of definition, with their owners.
+
+    `tf.Module` itself lists attributes in alphabetical order; the order of definition is the one in which
+    other frameworks list theirs.
+    """
+    if isinstance(value, (*_VARIABLES, *_GENERATORS, keras.layers.Layer)):
+        yield ".".join(path), value, owner
+    elif isinstance(value, (list, tuple)):
+        for index, item in enumerate(value):
+            yield from _leaves(item, (*path, str(index)), owner, seen)
+    elif isinstance(value, Mapping):
+        for key, item in value.items():
+            yield from _leaves(item, (*path, str(key)), owner, seen)
+    elif isinstance(value, tf.Module) and id(value) not in seen:
+        seen.add(id(value))
+        for name, item in vars(value).items():
+            if not name.startswith("_self_"):
+                yield from _leaves(item, (*path, name), value, seen)
 
 
 def _seed_generators(layer: Any) -> Iterator[Any]:
@@ -181,8 +208,9 @@ def _layers(model: Any) -> Iterator[Any]:
     if isinstance(model, keras.layers.Layer):
         yield from model._flatten_layers()
         return
-    for layer in model._flatten(predicate=lambda x: isinstance(x, keras.layers.Layer)):
-        yield from layer._flatten_layers()
+    for _, value, _ in _leaves(model, (), model, set()):
+        if isinstance(value, keras.layers.Layer):
+            yield from value._flatten_layers()
 
 
 def _require_built(layer: Any) -> None:

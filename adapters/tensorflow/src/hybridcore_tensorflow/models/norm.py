@@ -47,14 +47,24 @@ class StatisticsNorm(keras.layers.BatchNormalization):
         if not training or not self.trainable:
             mean, variance = self.moving_mean.value, self.moving_variance.value
         else:
-            axes = list(range(len(inputs.shape) - 1))
-            mean, variance = tf.nn.moments(inputs, axes)
+            mean = _mean(inputs)
+            variance = _mean(tf.math.squared_difference(inputs, mean))
             count = tf.cast(tf.size(inputs) // inputs.shape[-1], inputs.dtype)
             keep = self.momentum
             unbiased = variance * count / tf.maximum(count - 1.0, 1.0)
             self.moving_mean.assign(keep * self.moving_mean.value + (1.0 - keep) * mean)
             self.moving_variance.assign(keep * self.moving_variance.value + (1.0 - keep) * unbiased)
         return (inputs - mean) * tf.math.rsqrt(variance + self.epsilon)
+
+
+def _mean(values: Any) -> Any:
+    """Mean over all axes but the last, one axis at a time.
+
+    TensorFlow adds up one after the other in float32; 50,000 activations at once lose two more digits.
+    """
+    for axis in reversed(range(len(values.shape) - 1)):
+        values = tf.reduce_mean(values, axis)
+    return values
 
 
 class BatchNorm(tf.Module):
