@@ -56,8 +56,8 @@ def parts(variable):
 class Contract(AdapterContract):
     """Making graphs takes the time, so a class makes one adapter, two where a test wants two.
 
-
-    Each test begins anew, without the adapter's help: every variable of model and optimizer gets its first value.
+    Each test begins anew, without the adapter's help: every variable of model and optimizer gets its first
+    value.
     """
 
     random_steps = False

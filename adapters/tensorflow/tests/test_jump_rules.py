@@ -25,7 +25,13 @@ def net():
 
 def normed():
     return keras.Sequential(
-        [keras.Input((5,)), layers.Dense(4), layers.BatchNormalization(), layers.Dropout(0.5), layers.Dense(2)]
+        [
+            keras.Input((5,)),
+            layers.Dense(4),
+            layers.BatchNormalization(),
+            layers.Dropout(0.5),
+            layers.Dense(2),
+        ]
     )
 
 
@@ -41,7 +47,12 @@ def flat(variables):
 def gradient(model, data):
     with tf.GradientTape() as tape:
         loss = tf.reduce_mean(squares(model, data))
-    return np.concatenate([g.numpy().astype(np.float64).ravel() for g in tape.gradient(loss, [v.value for v in model.trainable_variables])])
+    return np.concatenate(
+        [
+            g.numpy().astype(np.float64).ravel()
+            for g in tape.gradient(loss, [v.value for v in model.trainable_variables])
+        ]
+    )
 
 
 def jump(adapter, size=0.01):
@@ -166,7 +177,9 @@ def test_refreshed_statistics_are_means_over_the_batches():
     inputs = [x @ kernel + bias for x, _ in batches]
     norm = model.layers[1]
     np.testing.assert_allclose(norm.moving_mean.numpy(), np.mean([h.mean(0) for h in inputs], 0), atol=1e-5)
-    np.testing.assert_allclose(norm.moving_variance.numpy(), np.mean([h.var(0) for h in inputs], 0), rtol=1e-4)
+    np.testing.assert_allclose(
+        norm.moving_variance.numpy(), np.mean([h.var(0) for h in inputs], 0), rtol=1e-4
+    )
     assert norm.momentum == 0.99
     before = [v.numpy() for v in model.variables]
     adapter.refresh_statistics([])

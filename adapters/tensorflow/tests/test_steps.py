@@ -22,7 +22,11 @@ def squares(model, batch, training=False):
 def net(dtype="float32"):
     keras.utils.set_random_seed(0)
     return keras.Sequential(
-        [keras.Input((5,), dtype=dtype), layers.Dense(7, activation="tanh", dtype=dtype), layers.Dense(2, dtype=dtype)]
+        [
+            keras.Input((5,), dtype=dtype),
+            layers.Dense(7, activation="tanh", dtype=dtype),
+            layers.Dense(2, dtype=dtype),
+        ]
     )
 
 
@@ -75,7 +79,7 @@ def test_accumulation_equals_the_large_batch(parts):
         assert b.backward_passes == min(parts, 10)
     for a, b in zip(values(whole), values(cut), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-11)
-    with pytest.raises(BatchError, match="cut along|split"):
+    with pytest.raises(BatchError, match="cannot be split"):
         many.train_step("no arrays")
 
 
@@ -128,7 +132,13 @@ def test_a_non_finite_loss_or_gradient_changes_nothing(poison):
         return out + (batch[1][:, 0] if poison == "loss" else tf.sqrt(tf.abs(out - out)))
 
     model = keras.Sequential(
-        [keras.Input((5,)), layers.Dense(3), layers.BatchNormalization(), layers.Dropout(0.5), layers.Dense(2)]
+        [
+            keras.Input((5,)),
+            layers.Dense(3),
+            layers.BatchNormalization(),
+            layers.Dropout(0.5),
+            layers.Dense(2),
+        ]
     )
     adapter = TensorFlowAdapter(model, keras.optimizers.Adam(0.1), loss_fn)
     before = values(model) + [v.numpy() for v in adapter.optimizer.variables]
@@ -187,7 +197,9 @@ class TestOwnStep:
             result = adapter.train_step(batch(seed=seed))
             loss, norm = eager_step(twin, plain, batch(seed=seed))
             assert result.loss == pytest.approx(loss, rel=1e-5)
-            assert math.isnan(result.grad_norm) if early else result.grad_norm == pytest.approx(norm, rel=1e-5)
+            assert (
+                math.isnan(result.grad_norm) if early else result.grad_norm == pytest.approx(norm, rel=1e-5)
+            )
         for a, b in zip(values(model), values(twin), strict=True):
             np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
         before = values(model) + [v.numpy() for v in optimizer.variables]
@@ -195,7 +207,9 @@ class TestOwnStep:
         assert adapter.train_step((x, y * np.nan)).skipped
         assert_same(values(model) + [v.numpy() for v in optimizer.variables], before)
 
-    @pytest.mark.parametrize("wrong", [lambda loss: None, lambda loss: {"cost": loss}, lambda loss: [loss, loss]])
+    @pytest.mark.parametrize(
+        "wrong", [lambda loss: None, lambda loss: {"cost": loss}, lambda loss: [loss, loss]]
+    )
     def test_a_wrong_result_is_named_and_undone(self, wrong):
         model, optimizer = net(), keras.optimizers.SGD(0.1)
         adapter = TensorFlowAdapter(model, optimizer, squares, train_step=self.step(model, optimizer, wrong))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -176,8 +175,7 @@ def compiled_losses(model: Any) -> Callable[..., Any]:
     loss = model.loss
     found = keras.losses.get(loss) if isinstance(loss, str) else loss
     if isinstance(found, keras.losses.Loss):
-        unreduced = copy.copy(found)
-        unreduced.reduction = None
+        unreduced = _unreduced(found)
     elif callable(found) and not isinstance(found, Mapping):
         unreduced = _alike_ranks(found)
     else:
@@ -199,6 +197,19 @@ def compiled_losses(model: Any) -> Callable[..., Any]:
         return losses + tf.add_n(model.losses) if model.losses else losses
 
     return loss_fn
+
+
+def _unreduced(loss: Any) -> Callable[[Any, Any], Any]:
+    """The loss without its reduction; Keras copies losses by their configuration, which a user's may lack."""
+
+    def call(y_true: Any, y_pred: Any) -> Any:
+        former, loss.reduction = loss.reduction, None
+        try:
+            return loss(y_true, y_pred)
+        finally:
+            loss.reduction = former
+
+    return call
 
 
 def _alike_ranks(function: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
