@@ -107,11 +107,6 @@ class Contract(AdapterContract):
         )
 
 
-class TestSgd(Contract):
-    def build(self):
-        return mlp(), keras.optimizers.SGD(0.1), plain, {}
-
-
 class TestMomentum(Contract):
     def build(self):
         return mlp(), keras.optimizers.SGD(0.05, momentum=0.9, nesterov=True), plain, {}
@@ -179,28 +174,24 @@ class TestTiedFrozenSubclassed(Contract):
         }
 
 
-class TestBfloat16(Contract):
-    def build(self):
-        return mlp("bfloat16"), keras.optimizers.SGD(0.5), cross_entropy, {}
-
-
 class TestMixedDtypes(Contract):
-    """Float64 body, float32 head: two buckets."""
+    """Float64, bfloat16 and float32 layers: three buckets."""
 
     def build(self):
         model = keras.Sequential(
             [
                 keras.Input((6,)),
                 layers.Dense(8, activation="tanh", dtype="float64", name="body"),
+                layers.Dense(4, dtype="bfloat16", name="neck"),
                 layers.Dense(3, name="head"),
             ]
         )
-        return model, keras.optimizers.Adam(0.01), plain, {}
+        return model, keras.optimizers.Adam(0.1), cross_entropy, {}
 
-    def test_two_buckets(self):
+    def test_three_buckets(self):
         layout = self.make().adapter.layout
-        assert layout.bucket_sizes == (27, 56)
-        assert {p.dtype for p in layout.params} == {"float32", "float64"}
+        assert layout.bucket_sizes == (36, 15, 56)
+        assert [p.dtype for p in layout.params] == ["bfloat16"] * 2 + ["float32"] * 2 + ["float64"] * 2
 
 
 class TestMixedPrecision(Contract):
@@ -282,7 +273,7 @@ class TestMirrored(Contract):
     """Two replicas on logical CPUs; BatchNormalization keeps statistics per replica (F71)."""
 
     def build(self):
-        strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
+        strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"], tf.distribute.ReductionToOneDevice())
         with strategy.scope():
             model = keras.Sequential(
                 [

@@ -17,7 +17,7 @@ def test_blocks_run_as_printed(capsys):
     assert jumps > 0
     assert f"{jumps} jumps" in capsys.readouterr().out
     exec(blocks[1], names)
-    assert names["hybrid"].engine.real_steps == 60
+    assert names["hybrid"].engine.counts.real_steps == 60
     exec(blocks[2], names)
-    assert names["hybrid"].engine.real_steps == 60
+    assert names["hybrid"].engine.counts.real_steps == 60
     assert len(blocks) == 3

@@ -280,7 +280,7 @@ class TestBadInput:
 
 class TestMirrored:
     def make(self):
-        strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
+        strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"], tf.distribute.ReductionToOneDevice())
         with strategy.scope():
             return net(), keras.optimizers.SGD(0.1, momentum=0.9)
 

@@ -149,11 +149,12 @@ def _named(model: Any) -> tuple[dict[str, Any], dict[int, Any]]:
     def add_layer(layer: Any, prefix: str) -> None:
         _require_built(layer)
         for inner in layer._flatten_layers():
-            owners.update((id(v), inner) for v in inner.variables)
-        for generator in _seed_generators(layer):
-            owners[id(generator.state)] = generator
+            owners.update((id(v), inner) for v in inner.weights)
+        states = [(g, g.state) for inner in layer._flatten_layers() for g in inner._seed_generators]
+        owners.update((id(state), generator) for generator, state in states)
         root = f"{layer.name}/"
-        for variable in layer.variables:
+        # Weights and generators; metrics count what really happened, also after a rollback.
+        for variable in (*layer.weights, *(state for _, state in states)):
             add(prefix + variable.path.removeprefix(root).replace("/", "."), variable)
 
     if isinstance(model, keras.layers.Layer):
@@ -195,13 +196,6 @@ def _leaves(value: Any, path: tuple[str, ...], owner: Any, seen: set[int]) -> It
         for name, item in vars(value).items():
             if not name.startswith("_self_"):
                 yield from _leaves(item, (*path, name), value, seen)
-
-
-def _seed_generators(layer: Any) -> Iterator[Any]:
-    for inner in layer._flatten_layers():
-        for value in vars(inner).values():
-            if isinstance(value, keras.random.SeedGenerator):
-                yield value
 
 
 def _layers(model: Any) -> Iterator[Any]:
