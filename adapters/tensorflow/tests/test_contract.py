@@ -118,11 +118,6 @@ class TestAdamWithScheduleAndAverage(Contract):
         return mlp(), keras.optimizers.AdamW(schedule, use_ema=True, clipnorm=1.0), plain, {}
 
 
-class TestAccumulationAndClipping(Contract):
-    def build(self):
-        return mlp(), keras.optimizers.SGD(0.1), plain, {"accumulate": 3, "max_grad_norm": 0.1}
-
-
 class TestBatchNormAndDropout(Contract):
     shape = (4, 4, 1)
 
