@@ -208,6 +208,18 @@ class TestMixedPrecision(Contract):
         for variable, value in zip(adapter.model.variables, before, strict=True):
             np.testing.assert_array_equal(variable.numpy(), value)
 
+    def test_an_overflow_is_told_from_trouble(self):
+        """A scale beyond float16 overflows behind a finite loss; the next scales are tried until one fits."""
+        fixture = self.make()
+        adapter = fixture.adapter
+        adapter.optimizer.dynamic_scale.assign(2.0**24)
+        results = [adapter.train_step(fixture.batches[0]) for _ in range(30)]
+        skips = [r.skipped for r in results]
+        assert skips[0]
+        assert not skips[-1]
+        assert skips == sorted(skips, reverse=True)
+        assert [r.overflow for r in results] == skips
+
 
 class Affine(tf.Module):
     """Two affine maps, a noise generator of TensorFlow, and dropout by Keras' generator."""

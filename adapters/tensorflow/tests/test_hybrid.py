@@ -46,7 +46,7 @@ def attach(mode="jump", lr=0.003, horizon=4.0, own=False, **tables):
         **{"probe": ProbeConfig(batches=1), **tables},
     )
     controller = Fixed(FixedConfig(horizon=horizon, full_steps=5, correct_steps=5))
-    engine = Engine(adapter, config, controller, {"last-update": LastUpdate()}, probes=data(1, 64))
+    engine = Engine(adapter, config, controller, {"last-update": LastUpdate()}, probes=data(1, 16, seed=4))
     return model, step, Hybrid(engine, adapter)
 
 
@@ -68,6 +68,7 @@ def weights(model):
 
 @pytest.mark.parametrize("mode", ["jump", "step"])
 def test_batch_own_step_closure_and_own_loop_train_alike(mode):
+    """The probe batch has a training batch's size, which a loop of its own does not tell."""
     batches = data(40)
     by_batch, _, one = attach(mode)
     real = []

@@ -338,6 +338,11 @@ class TensorFlowAdapter:
         return self._real_steps
 
     @property
+    def scales_loss(self) -> bool:
+        """Whether a `LossScaleOptimizer` looks for its scale: a skip behind a finite loss is no trouble."""
+        return inner(self.optimizer) is not self.optimizer
+
+    @property
     def iterations(self) -> int:
         """The optimizer's own count of updates; a rollback turns it back."""
         return int(components(self.optimizer.iterations)[0].numpy())

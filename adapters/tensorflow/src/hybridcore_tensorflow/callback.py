@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -121,7 +122,8 @@ class HybridCallback(keras.callbacks.Callback):
         adapter, engine = self._attached()
         loss, norm = (float(value) for value in adapter.hook.report.numpy())
         skipped = int(adapter.hook.updates.numpy()) == self._updates
-        engine.after_step(StepResult(loss, norm, skipped))
+        overflow = skipped and adapter.scales_loss and math.isfinite(loss)
+        engine.after_step(StepResult(loss, norm, skipped, overflow=overflow))
 
     def on_train_end(self, logs: Any = None) -> None:
         """Judge an open trial, keep the summary and let go of the optimizer."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -178,7 +179,8 @@ class Hybrid:
         value = float(tf.convert_to_tensor(loss)) if loss is not None else float("nan")
         self.stepped = iterations != asked[0]
         norm = float(self.adapter.hook.report.numpy()[1])
-        self.engine.after_step(StepResult(value, norm, skipped=not self.stepped))
+        overflow = not self.stepped and self.adapter.scales_loss and math.isfinite(value)
+        self.engine.after_step(StepResult(value, norm, not self.stepped, overflow=overflow))
 
     def _require_probes(self) -> None:
         """Raise where nothing could ever be judged: these ways show the engine no batches."""

@@ -83,7 +83,9 @@ class GraphRunner:
         loss, norm, updated = report.numpy().tolist()
         if not updated:
             self._state.assign(former)
-        return StepResult(loss, norm, not updated, count, passes)
+        scaled = hasattr(self._optimizer, "inner_optimizer")
+        overflow = scaled and not updated and math.isfinite(loss)
+        return StepResult(loss, norm, not updated, count, passes, overflow)
 
     def _graph(self, batch: Any) -> Any:
         self.traces += 1
