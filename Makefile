@@ -14,11 +14,11 @@ PREDICT ?=
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test test-core test-torch test-nowcast test-cupy test-jax lint bench bench-predict bench-dynamics
-.PHONY: clean
+.PHONY: help venv demo test test-core test-torch test-jax test-tensorflow test-nowcast test-cupy
+.PHONY: lint bench bench-predict bench-dynamics clean
 
 help:  ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 	@echo "  make venv TORCH_INDEX=https://download.pytorch.org/whl/cpu   takes the small CPU build of PyTorch"
 
 venv: $(STAMP)  ## create .venv with the project, its tools and PyTorch
@@ -41,7 +41,7 @@ $(STAMP): pyproject.toml adapters/torch/pyproject.toml plugins/nowcast/pyproject
 demo: $(STAMP)  ## compare prediction with its baseline and controls on MNIST
 	OMP_NUM_THREADS=1 $(BIN)/hybridcore compare examples/demo.toml --arms $(ARMS)
 
-test: test-core test-torch test-nowcast test-cupy test-jax  ## run every test suite
+test: test-core test-torch test-jax test-tensorflow test-nowcast test-cupy  ## run every test suite
 
 test-core: $(STAMP)  ## run the tests of the core
 	$(PYTEST) --doctest-modules hybridcore
@@ -49,6 +49,9 @@ test-core: $(STAMP)  ## run the tests of the core
 
 test-torch: $(STAMP)  ## run the tests of the PyTorch adapter
 	$(PYTEST) adapters/torch/tests
+
+test-tensorflow: .venv-tensorflow/.installed  ## run the tests of the TensorFlow adapter
+	OMP_NUM_THREADS=1 .venv-tensorflow/bin/python -m pytest -q adapters/tensorflow/tests
 
 test-nowcast: $(STAMP)  ## run the tests of the predictor nowcast
 	$(PYTEST) --doctest-modules plugins/nowcast/src

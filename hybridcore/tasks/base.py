@@ -53,7 +53,7 @@ class BuiltinTask(ABC):
     """A task whose problem is NumPy only and whose model comes from the framework's adapter."""
 
     name: ClassVar[str]
-    frameworks: ClassVar[tuple[str, ...]] = ("torch", "jax")
+    frameworks: ClassVar[tuple[str, ...]] = ("torch", "jax", "tensorflow")
 
     @abstractmethod
     def problem(self, seed: int) -> Problem:

@@ -1,0 +1,199 @@
+"""One real training step in one graph, and none at all where it would do harm."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import tensorflow as tf
+
+from hybridcore.errors import ModelError
+from hybridcore.protocols import StepResult
+from hybridcore_tensorflow.batches import as_tensors, n_examples, split
+from hybridcore_tensorflow.hook import UpdateHook
+from hybridcore_tensorflow.losses import LossCaller, batch_errors
+from hybridcore_tensorflow.snapshot import SnapshotKeeper, VariableSet
+from hybridcore_tensorflow.variables import raw
+
+__all__ = ["GraphRunner", "UserRunner"]
+
+
+class GraphRunner:
+    """Forward, backward, guard and update as one `tf.function`.
+
+    Args:
+        optimizer: Keras optimizer, hooked.
+        trained: Trained variables.
+        state: Statistics and generators, saved before each step and put back after one that failed.
+        losses: Calls the loss function.
+        hook: The optimizer's hook.
+        accumulate: Micro-batches per step.
+
+    Attributes:
+        traces: Graphs made so far.
+    """
+
+    def __init__(
+        self,
+        optimizer: Any,
+        trained: Sequence[Any],
+        state: VariableSet,
+        losses: LossCaller,
+        hook: UpdateHook,
+        accumulate: int,
+    ) -> None:
+        self._optimizer, self._trained, self._state = optimizer, list(trained), state
+        self._losses, self._hook, self._accumulate = losses, hook, accumulate
+        self._function = tf.function(self._graph, autograph=False, reduce_retracing=accumulate == 1)
+        self.traces = 0
+
+    def run(self, batch: Any) -> StepResult:
+        """One step on a batch."""
+        tensors = as_tensors(batch)
+        passes = min(self._accumulate, n_examples(tensors) or 1)
+
+        def attempt() -> tuple[Any, int]:
+            with batch_errors(batch):
+                return self._function(tensors), n_examples(tensors)
+
+        return self._guarded(attempt, passes)
+
+    def run_closure(self, closure: Callable[[], Any]) -> StepResult:
+        """One step on the mean loss that `closure` computes, eagerly."""
+
+        def attempt() -> tuple[Any, int]:
+            before = self._hook.updates.numpy()
+            with tf.GradientTape() as tape:
+                loss = closure()
+                scaled = self._optimizer.scale_loss(loss)
+            gradients = tape.gradient(scaled, [raw(v) for v in self._trained])
+            self._optimizer.apply(gradients, self._trained)
+            return self._report(tf.cast(loss, tf.float64), before), 0
+
+        return self._guarded(attempt, 1)
+
+    def _guarded(self, attempt: Callable[[], tuple[Any, int]], passes: int) -> StepResult:
+        former = self._state.copy()
+        try:
+            report, count = attempt()
+        except BaseException:
+            self._state.assign(former)
+            raise
+        loss, norm, updated = report.numpy().tolist()
+        if not updated:
+            self._state.assign(former)
+        scaled = hasattr(self._optimizer, "inner_optimizer")
+        overflow = scaled and not updated and math.isfinite(loss)
+        return StepResult(loss, norm, not updated, count, passes, overflow)
+
+    def _graph(self, batch: Any) -> Any:
+        self.traces += 1
+        before = self._hook.updates.read_value()
+        if self._accumulate == 1:
+            loss, gradients = self._backward(batch, 1.0)
+        else:
+            loss, gradients = 0.0, None
+            for part, share in split(batch, self._accumulate, "accumulate"):
+                partial, more = self._backward(part, share)
+                loss += partial
+                gradients = more if gradients is None else list(map(_sum, gradients, more))
+            self._optimizer.scale_loss(loss)  # the guard looks at the whole batch's loss
+        self._optimizer.apply(gradients, self._trained)
+        return self._report(loss, before)
+
+    def _backward(self, batch: Any, share: float) -> tuple[Any, Any]:
+        with tf.GradientTape() as tape:
+            mean, _ = self._losses.mean(batch)
+            scaled = self._optimizer.scale_loss(mean * share)
+        return tf.cast(mean * share, tf.float64), tape.gradient(scaled, [raw(v) for v in self._trained])
+
+    def _report(self, loss: Any, before: Any) -> Any:
+        norm = tf.cast(self._hook.report[1], tf.float64)
+        return tf.stack([loss, norm, tf.cast(self._hook.updates - before, tf.float64)])
+
+
+def _sum(a: Any, b: Any) -> Any:
+    if a is None or b is None:
+        return b if a is None else a
+    return tf.convert_to_tensor(a) + tf.convert_to_tensor(b)
+
+
+class UserRunner:
+    """Lets the user's own train step do the work, and undoes it where it did harm.
+
+    A step that was traced before the adapter was made knows nothing of the hook; so everything is copied
+    before each step, and the weights are looked at afterwards. That costs two passes over them.
+
+    Args:
+        step: ``step(batch)`` updates the weights and returns the mean loss before it, a number, a scalar
+            tensor, or a mapping that holds it as ``"loss"``.
+        keeper: Takes snapshots.
+        trained: Trained variables.
+        hook: The optimizer's hook.
+        optimizer: Its iteration counter tells whether an update happened.
+    """
+
+    def __init__(
+        self,
+        step: Callable[[Any], Any],
+        keeper: SnapshotKeeper,
+        trained: Sequence[Any],
+        hook: UpdateHook,
+        optimizer: Any,
+    ) -> None:
+        self._step, self._keeper, self._hook, self._optimizer = step, keeper, hook, optimizer
+        self._trained = trained
+        self._finite = tf.function(self._all_finite, input_signature=[], autograph=False)
+        self.traces = 0
+
+    def _all_finite(self) -> Any:
+        return tf.reduce_all([tf.reduce_all(tf.math.is_finite(raw(v))) for v in self._trained])
+
+    def run(self, batch: Any) -> StepResult:
+        """One step on a batch.
+
+        Raises:
+            BatchError: The step cannot take the batch; nothing was changed.
+            ModelError: It returned no loss; nothing was changed.
+        """
+        pending = self._hook.pending
+        former = self._keeper.take(pending)
+        updates, iterations = int(self._hook.updates.numpy()), int(self._optimizer.iterations.numpy())
+        try:
+            with batch_errors(batch):
+                result = self._step(batch)
+            loss = _read_loss(result)
+        except BaseException:
+            self._undo(former, pending)
+            raise
+        hooked = int(self._hook.updates.numpy()) != updates
+        norm = float(self._hook.report.numpy()[1]) if hooked else math.nan
+        moved = int(self._optimizer.iterations.numpy()) != iterations
+        if not moved or not math.isfinite(loss) or not bool(self._finite()):
+            self._undo(former, pending)
+            return StepResult(loss, norm, True, n_examples(batch))
+        return StepResult(loss, norm, False, n_examples(batch))
+
+    def _undo(self, former: Any, pending: bool) -> None:
+        self._keeper.put_back(former)
+        self._hook.pending = pending
+
+
+def _read_loss(result: Any) -> float:
+    value = result.get("loss") if isinstance(result, Mapping) else result
+    try:
+        array = None if value is None else tf.convert_to_tensor(value)
+        if array is not None and array.shape.rank == 0 and array.dtype.is_floating:
+            return float(array.numpy())
+    except (TypeError, ValueError):
+        pass
+    raise ModelError(
+        "the train step returned no loss",
+        where="train_step(batch)",
+        got=f"{type(result).__name__}"
+        if value is None
+        else f"{type(value).__name__} {getattr(value, 'shape', '')}",
+        expected='the mean loss as a scalar, or a mapping with the scalar "loss"',
+        fix="return the loss that was computed before the update",
+    )
