@@ -398,7 +398,7 @@ class RecoveryConfig:
 
     policy: dict[str, dict[str, tuple[str, ...]]] = attrs.field(factory=dict, validator=_check_policy)
     forget_after: int = attrs.field(default=200, validator=between(1))
-    snapshot_every: int = attrs.field(default=50, validator=between(0))
+    snapshot_every: int = attrs.field(default=100, validator=between(0))
     prove_after: int = attrs.field(default=20, validator=between(1))
     max_rollbacks: int = attrs.field(default=3, validator=between(0))
     learning_rate_factor: float = attrs.field(default=0.5, validator=between(0.0, 1.0, low_open=True))
