@@ -161,7 +161,10 @@ def worst(table: Iterable[Row]) -> str:
 
 
 def _loss(value: float) -> str:
-    return f"{value:.4f}" if math.isfinite(value) else "diverged"
+    if not math.isfinite(value):
+        return "diverged"
+    return f"{value:.4f}" if 0.01 <= abs(value) < 1e4 or value == 0.0 else f"{value:.2g}"
+
 
 
 def _gain(value: float | None) -> str:
@@ -175,7 +178,7 @@ def draw(table: Sequence[Row], path: Path) -> None:
     from matplotlib.backends.backend_agg import FigureCanvasAgg  # noqa: F401 - the backend of savefig
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(8.5, 5.2), layout="constrained")
+    figure = Figure(figsize=(11.0, 6.0), layout="constrained")
     axis = figure.subplots()
     floor, families = 0.4, dict.fromkeys((r.setting.model, r.setting.optimizer) for r in table)
     looks = {"hybrid": ("o", 1.0), "hybrid, averaged": ("^", 0.75), "baseline, averaged": ("x", 0.75)}
@@ -206,7 +209,7 @@ def draw(table: Sequence[Row], path: Path) -> None:
     axis.yaxis.set_major_formatter("{x:g}x")
     axis.set_title("hollow: cosine decay; on the lower edge: target missed", fontsize=10)
     axis.grid(alpha=0.25, which="both")
-    axis.legend(fontsize=8)
+    figure.legend(fontsize=7, loc="outside right upper")
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=150)
 
