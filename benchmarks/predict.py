@@ -166,7 +166,6 @@ def _loss(value: float) -> str:
     return f"{value:.4f}" if 0.01 <= abs(value) < 1e4 or value == 0.0 else f"{value:.2g}"
 
 
-
 def _gain(value: float | None) -> str:
     if value is None or math.isnan(value):
         return "-"

@@ -216,7 +216,7 @@ def test_control_c_ends_cleanly_with_complete_files(project):
     process = subprocess.Popen(
         [sys.executable, "-m", "hybridcore", *command],
         cwd=project, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background jobs ignore it
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # background jobs ignore it
     )  # fmt: skip
     metrics = project / "here" / "metrics.jsonl"
     deadline = time.monotonic() + 30

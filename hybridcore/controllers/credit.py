@@ -27,6 +27,8 @@ class CreditConfig:
         probe_every: A verdict by probe every this many trials at most; the gap doubles from one up to it.
         caution: The horizon is divided by this after a failed trial, or one behind the curve.
         recovery: Kept trials after which one such division is taken back.
+        boost: With an optimizer that has momentum, the multiple of the reach that is taken where the reach is
+            twice ``1 + least_gain`` or more; below, it falls to 1 at ``1 + least_gain``.
         factor_step: With an optimizer that normalises its gradients, trials compare the horizon with one
             this many times as long or short; 1 never does.
         factor_low: Smallest multiple of the reach that such comparisons may choose.
@@ -43,6 +45,7 @@ class CreditConfig:
     probe_every: int = attrs.field(default=16, validator=between(1))
     caution: float = attrs.field(default=2.0, validator=between(1.0, low_open=True))
     recovery: int = attrs.field(default=16, validator=between(1))
+    boost: float = attrs.field(default=1.5, validator=between(1.0))
     factor_step: float = attrs.field(default=1.5, validator=between(1.0))
     factor_low: float = attrs.field(default=0.5, validator=between(0.0, 1.0, low_open=True))
     factor_high: float = attrs.field(default=4.0, validator=between(1.0))
@@ -100,7 +103,7 @@ class Credit:
             search.begin(state.step)
         if opening and c.foresight and state.forecast is not None:
             self._outlook = self._best_outlook(state, state.forecast)
-        target = self._outlook * search.value * reach / self._divisor
+        target = self._outlook * search.value * self._boosted(reach, state) / self._divisor
         allowed = self._h * c.growth ** min(max(1, state.step - self._step), 100)
         self._h = max(1.0, min(target, allowed))
         self._step = state.step
@@ -138,6 +141,14 @@ class Credit:
             continuous=True,
             averaged=probe or self._trials + 2 >= self._next_probe or search.comparing or search.due(near),
         )
+
+    def _boosted(self, reach: float, state: EngineState) -> float:
+        """The reach, longer where momentum makes it too careful a guess and it is far from the floor."""
+        c = self.config
+        if state.momentum_memory <= 1.0:
+            return reach
+        worth = 1.0 + c.least_gain
+        return reach * (1.0 + (c.boost - 1.0) * min(max(reach / worth - 1.0, 0.0), 1.0))
 
     def _best_outlook(self, state: EngineState, forecast: Callable[[Action, int], Rollout]) -> float:
         """Ratio of the horizon with the lowest forecast, plus one deviation of what the model ignores."""

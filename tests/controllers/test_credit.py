@@ -174,3 +174,22 @@ def test_a_predictor_that_is_never_ready_is_asked_ever_more_rarely():
     assert not recorder.named("jump")
     assert len(recorder.named("phase-start")) < 60
     assert awake > 1000
+
+
+@pytest.mark.parametrize(
+    ("memory", "reach", "factor"),
+    [
+        (1.0, 30.0, 1.0),
+        (10.0, 1.5, 1.0),
+        (10.0, 1.2, 1.0),
+        (10.0, 2.25, 1.25),
+        (10.0, 3.0, 1.5),
+        (10.0, 30.0, 1.5),
+    ],
+)
+def test_with_momentum_a_long_reach_is_taken_half_as_far_again(memory, reach, factor):
+    from types import SimpleNamespace
+
+    state = SimpleNamespace(momentum_memory=memory)
+    assert Credit()._boosted(reach, state) == pytest.approx(factor * reach)
+    assert Credit(CreditConfig(boost=1.0))._boosted(reach, state) == reach
