@@ -36,6 +36,7 @@ class FinetuneGpt(BuiltinTask):
     """
 
     name: ClassVar[str] = "finetune-gpt"
+    frameworks: ClassVar[tuple[str, ...]] = ("torch",)
     Config = FinetuneGptOptions
 
     def __init__(self, config: FinetuneGptOptions) -> None:
