@@ -690,7 +690,7 @@ class Engine:
         self.corrections.failed()
         if self.foresight is not None:
             self.foresight.interrupt()
-        self.recovery.trial_failed()
+        self.recovery.trial_failed(origin.step)
         self.counts.failed += 1
         self.counts.rollbacks += 1
         resume = self.budget.failed(self.counts.real_steps)
