@@ -520,7 +520,7 @@ class Engine:
         if quiet:
             return
         self._reporter.phase_end(left.value)
-        self._announce(reason)
+        self._announce(reason, routine=phase is Phase.FULL and self._in_continuous_trial)
 
     def _enter_full(self, reason: str) -> bool:
         """Begin a Full phase after a rollback, unless warm-up or a forced block has to go on."""
@@ -530,8 +530,8 @@ class Engine:
             self._enter(Phase.FULL, self.config.phases.full_steps, reason)
         return begins
 
-    def _announce(self, reason: str) -> None:
-        self._reporter.phase_start(self.machine.phase.value, self.machine.length, reason)
+    def _announce(self, reason: str, *, routine: bool = False) -> None:
+        self._reporter.phase_start(self.machine.phase.value, self.machine.length, reason, routine=routine)
 
     def _state(self, confidence: float | None = None) -> EngineState:
         straightness = self.history.straightness()
@@ -696,7 +696,8 @@ class Engine:
         resume = self.budget.failed(self.counts.real_steps)
         self._tell(trial.outcome(kept=False, reason=reason, straightness=math.nan, verdict=verdict))
         self._reporter.emit(Event.ROLLBACK, to_step=origin.step, reason=reason)
-        self._enter(Phase.FULL, self.config.phases.full_steps, f"rolled back; next try at step {resume}")
+        reason = f"rolled back to step {origin.step}; next try at step {resume}"
+        self._enter(Phase.FULL, self.config.phases.full_steps, reason)
 
     def _tell(self, outcome: Outcome) -> None:
         self._reporter.verdict(outcome)

@@ -20,7 +20,7 @@ from hybridcore.good_states import GoodState, GoodStates
 from hybridcore.policy import Policy
 from hybridcore.protocols import Adapter, Predictor, Signal, SignalLevel, StepRecord
 from hybridcore.rates import RateControl
-from hybridcore.reporting import Reporter
+from hybridcore.reporting import Reporter, describe
 from hybridcore.restraint import Restraint
 
 __all__ = ["Host", "Recovery"]
@@ -223,7 +223,7 @@ class Recovery:
 
     def _act(self, action: RecoveryAction, signal: Signal, record: StepRecord) -> bool:
         step, c = record.step, self._config
-        reason = f"{signal.name} {signal.level.word}: {signal.value:.4g} beyond {signal.limit:.4g}"
+        reason = describe(signal)
         if action is RecoveryAction.ROLLBACK:
             return self._roll_back(signal, reason, step, scale=True)
         if action is RecoveryAction.SKIP_BATCH:
