@@ -49,7 +49,7 @@ def test_f3_warmup_gives_the_model_its_samples():
 
 def test_f16_forecasts_of_a_real_run_cover_its_losses():
     built, recorder, batches = engine(dynamics={"share": 1.0})
-    drive(built, 400, batches)
+    drive(built, 200, batches)
     inside = []
     for _ in range(100):
         rollout = built.foresight.forecast(Action(Phase.FULL, 1, ""), 1)
@@ -73,7 +73,7 @@ def test_f57_the_fields_of_the_table(field, one, other, read):
     for value in (one, other):
         model = Mlp(Mlp.Config(hidden=(4,), members=2)) if field == "max_updates" else Linear()
         built, _, batches = engine(dynamics={field: value}, model=model)
-        drive(built, 400, batches)
+        drive(built, 130, batches)
         found.append(read(built))
     assert found[0] != found[1]
     assert built.foresight.keeper.nbytes <= built.config.dynamics.memory_budget_mib * 2**20
@@ -95,7 +95,7 @@ def test_f5_the_gate_asks_the_model_too():
     jumps = []
     for model in (Linear(), Unsure()):
         built, recorder, batches = engine(model=model, rate=0.001)
-        drive(built, 400, batches)
+        drive(built, 150, batches)
         jumps.append(len(recorder.named("jump")))
     assert jumps[0] > 0 == jumps[1]
 

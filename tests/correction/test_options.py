@@ -47,7 +47,7 @@ def outcome(corrector, fields, own, tables):
     recorder, bus = Recorder(), EventBus()
     bus.listen(recorder)
     engine = Engine.from_config(adapter, config, probes=probes, registry=REGISTRY, events=bus)
-    drive(engine, 250, batches)
+    drive(engine, 120, batches)
     engine.finish()
     return recorder.trace(), bits(adapter.snapshot())
 
