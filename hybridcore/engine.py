@@ -466,6 +466,7 @@ class Engine:
             "rollbacks": counts.rollbacks,
             "skipped": counts.skipped,
             "residuals": len(self.corrections.store),
+            "residual_bytes": self.corrections.store.nbytes,
             "corrections": counts.corrections,
             "corrections_reverted": counts.corrections_reverted,
             "micro_corrections": counts.micro_corrections,
