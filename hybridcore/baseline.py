@@ -93,7 +93,9 @@ class Baseline:
         counts = dict.fromkeys(
             ("jumps", "refused", "verdicts_kept", "verdicts_failed", "rollbacks", "history_bytes"), 0
         )
-        counts |= dict.fromkeys(("residuals", "corrections", "corrections_reverted", "micro_corrections"), 0)
+        counts |= dict.fromkeys(
+            ("residuals", "residual_bytes", "corrections", "corrections_reverted", "micro_corrections"), 0
+        )
         shares = dict.fromkeys(("predicted_steps", "credit_steps", "credit_seconds", "overhead_share"), 0.0)
         return {
             "real_steps": self.counts.real_steps,

@@ -24,7 +24,7 @@ from hybridcore.tuning import CANDIDATES, tune
 if TYPE_CHECKING:
     from hybridcore.plugins import Registry
 
-__all__ = ["DEFAULT_ARMS", "ArmRow", "Comparison", "compare", "read_comparison", "summarise"]
+__all__ = ["DEFAULT_ARMS", "ArmRow", "Comparison", "compare", "read_comparison", "summarise", "warm_up"]
 
 DEFAULT_ARMS = ("baseline", "hybrid", "none", "frozen", "random", "lr-x2", "lr-x4", "lr-x10")
 """Arms that are run unless others are named."""
@@ -143,7 +143,7 @@ def compare(
             base_rate(config, registry)
     folder = Path(out_dir)
     require_unused(folder)
-    _warm_up(config, registry)
+    warm_up(config, registry)
     session = _Session(config, folder, registry, progress)
     try:
         for count, seed in enumerate(seeds):
@@ -292,7 +292,7 @@ def _interval(values: Sequence[float]) -> tuple[float, float]:
     return (float(low), float(high))
 
 
-def _warm_up(config: HybridConfig, registry: Registry) -> None:
+def warm_up(config: HybridConfig, registry: Registry) -> None:
     """First-time work of the framework, outside every measurement."""
     short = attrs.evolve(config, run=attrs.evolve(config.run, steps=3))
     for arm in ("baseline", "hybrid"):

@@ -187,6 +187,7 @@ class CorrectionConfig:
             by the corrector's scale, or afterwards by a correction.
         interval: In mode ``"step"``, predicted steps between micro-corrections; 0 makes none.
         capacity: Residuals kept; the oldest go.
+        memory_budget_mib: Upper bound in MiB for the residuals kept; the oldest go (F51).
         store: Folder in which residuals outlive the run: read at its start, written at its end; none if
             empty.
         options: Own tables by registry name.
@@ -196,6 +197,7 @@ class CorrectionConfig:
     max_factor: float = attrs.field(default=0.5, validator=between(0.0, 1.0))
     interval: int = attrs.field(default=0, validator=between(0))
     capacity: int = attrs.field(default=1000, validator=between(1))
+    memory_budget_mib: float = attrs.field(default=50.0, validator=between(0.0, low_open=True))
     store: str = ""
     options: dict[str, dict[str, Any]] = attrs.field(factory=dict)
 

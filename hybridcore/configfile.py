@@ -25,8 +25,10 @@ __all__ = [
     "dump_config",
     "load_config",
     "load_preset",
+    "parse_value",
     "preset_names",
     "read_data",
+    "set_value",
     "structure_config",
 ]
 
@@ -112,22 +114,39 @@ def apply_overrides(data: Mapping[str, Any], overrides: Iterable[str]) -> dict[s
     result, problems = copy.deepcopy(dict(data)), []
     for item in overrides:
         key, equals, text = item.partition("=")
-        parts = [part.strip() for part in key.split(".")]
-        if not equals or not all(parts):
+        if not equals or not all(part.strip() for part in key.split(".")):
             problems.append(ConfigProblem(item, "no override", got=item, expected="dotted.key=value"))
             continue
-        table: Any = result
-        for depth, part in enumerate(parts[:-1], 1):
-            table = table.setdefault(part, {})
-            if not isinstance(table, dict):
-                where = ".".join(parts[:depth])
-                problems.append(ConfigProblem(key.strip(), f"{where!r} is not a table"))
-                break
-        else:
-            table[parts[-1]] = _value(text.strip())
+        try:
+            set_value(result, key, parse_value(text.strip()))
+        except ConfigError as error:
+            problems += error.problems
     if problems:
         raise ConfigError(problems, source="overrides")
     return result
+
+
+def set_value(data: dict[str, Any], key: str, value: Any) -> None:
+    """Set the value at a dotted key in place, making tables on the way.
+
+    Raises:
+        ConfigError: The key goes through something that is no table.
+
+    Example:
+        >>> data = {"phases": {"warmup_steps": 5}}
+        >>> set_value(data, "phases.full_steps", 3)
+        >>> data
+        {'phases': {'warmup_steps': 5, 'full_steps': 3}}
+    """
+    parts = [part.strip() for part in key.split(".")]
+    table: Any = data
+    for depth, part in enumerate(parts[:-1], 1):
+        table = table.setdefault(part, {})
+        if not isinstance(table, dict):
+            where = ".".join(parts[:depth])
+            problem = ConfigProblem(key.strip(), f"{where!r} is not a table")
+            raise ConfigError([problem], source="overrides")
+    table[parts[-1]] = value
 
 
 def config_to_dict(config: HybridConfig) -> dict[str, Any]:
@@ -258,7 +277,8 @@ def _syntax_problem(message: str, file: Path) -> ConfigProblem:
     return ConfigProblem(f"line {match['line']}, column {match['column']}", f"no valid TOML: {text}")
 
 
-def _value(text: str) -> Any:
+def parse_value(text: str) -> Any:
+    """A TOML value; a bare word is a string."""
     try:
         parsed = tomllib.loads(f"value = {text}")
     except tomllib.TOMLDecodeError:

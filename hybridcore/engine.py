@@ -466,6 +466,7 @@ class Engine:
             "rollbacks": counts.rollbacks,
             "skipped": counts.skipped,
             "residuals": len(self.corrections.store),
+            "residual_bytes": self.corrections.store.nbytes,
             "corrections": counts.corrections,
             "corrections_reverted": counts.corrections_reverted,
             "micro_corrections": counts.micro_corrections,
@@ -520,7 +521,7 @@ class Engine:
         if quiet:
             return
         self._reporter.phase_end(left.value)
-        self._announce(reason)
+        self._announce(reason, routine=phase is Phase.FULL and self._in_continuous_trial)
 
     def _enter_full(self, reason: str) -> bool:
         """Begin a Full phase after a rollback, unless warm-up or a forced block has to go on."""
@@ -530,8 +531,8 @@ class Engine:
             self._enter(Phase.FULL, self.config.phases.full_steps, reason)
         return begins
 
-    def _announce(self, reason: str) -> None:
-        self._reporter.phase_start(self.machine.phase.value, self.machine.length, reason)
+    def _announce(self, reason: str, *, routine: bool = False) -> None:
+        self._reporter.phase_start(self.machine.phase.value, self.machine.length, reason, routine=routine)
 
     def _state(self, confidence: float | None = None) -> EngineState:
         straightness = self.history.straightness()
@@ -690,13 +691,14 @@ class Engine:
         self.corrections.failed()
         if self.foresight is not None:
             self.foresight.interrupt()
-        self.recovery.trial_failed()
+        self.recovery.trial_failed(origin.step)
         self.counts.failed += 1
         self.counts.rollbacks += 1
         resume = self.budget.failed(self.counts.real_steps)
         self._tell(trial.outcome(kept=False, reason=reason, straightness=math.nan, verdict=verdict))
         self._reporter.emit(Event.ROLLBACK, to_step=origin.step, reason=reason)
-        self._enter(Phase.FULL, self.config.phases.full_steps, f"rolled back; next try at step {resume}")
+        reason = f"rolled back to step {origin.step}; next try at step {resume}"
+        self._enter(Phase.FULL, self.config.phases.full_steps, reason)
 
     def _tell(self, outcome: Outcome) -> None:
         self._reporter.verdict(outcome)

@@ -109,6 +109,10 @@ class Foresight:
         }
 
     def confidence(self, predictor: str, horizon: float) -> float:
-        """How sure the model is of the loss one window after such a jump, in [0, 1] (F5, F17)."""
+        """How sure the model is of the loss one window after such a jump, in [0, 1] (F5, F17).
+
+        A model that knows nothing yet has nothing against the jump: 1.
+        """
         action = Action(Phase.PREDICT, 0, "", predictor=predictor, horizon=horizon)
-        return self.forecast(action, self._history.window).confidence
+        confidence = self.forecast(action, self._history.window).confidence
+        return confidence if self.keeper.informed else 1.0

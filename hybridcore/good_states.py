@@ -105,6 +105,11 @@ class GoodStates:
         self.candidate = None
         self.next_at = max(self.next_at, step + self._config.prove_after)
 
+    def undone(self, step: int) -> None:
+        """Hear that the run went back to a real step: a candidate of a later one is not trusted any more."""
+        if self.candidate is not None and self.candidate.step > step:
+            self.candidate = None
+
     @property
     def due(self) -> bool:
         """Whether a candidate may be taken; not while one waits for its proof."""

@@ -6,6 +6,7 @@ steps it lasts (``x``), and how strong it is (``:``).
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Iterable, Mapping
 from types import MappingProxyType
@@ -21,6 +22,8 @@ from hybridcore.protocols import Adapter, Predictor, RateAdapter, StepResult, Ta
 from hybridcore.structuring import did_you_mean
 
 __all__ = ["KINDS", "Fault", "FaultyAdapter", "inject", "mislead", "parse_faults"]
+
+logger = logging.getLogger("hybridcore")
 
 KINDS: Mapping[str, tuple[int, float]] = MappingProxyType(
     {
@@ -224,6 +227,7 @@ def mislead(predictors: Iterable[Predictor], faults: Iterable[Fault], adapter: A
 
 def announce(events: EventBus, fault: Fault, step: int) -> None:
     """Tell that a fault strikes."""
+    logger.warning("step %d: injected fault %s x%d:%g", step, fault.kind, fault.length, fault.strength)
     events.emit(Event.FAULT, step=step, kind=fault.kind, length=fault.length, strength=fault.strength)
 
 

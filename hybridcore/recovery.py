@@ -20,7 +20,7 @@ from hybridcore.good_states import GoodState, GoodStates
 from hybridcore.policy import Policy
 from hybridcore.protocols import Adapter, Predictor, Signal, SignalLevel, StepRecord
 from hybridcore.rates import RateControl
-from hybridcore.reporting import Reporter
+from hybridcore.reporting import Reporter, describe
 from hybridcore.restraint import Restraint
 
 __all__ = ["Host", "Recovery"]
@@ -135,14 +135,17 @@ class Recovery:
         checks = self.watch.checks
         signals = self.watch.check(record)
         interrupted = self._answer(signals, record) if signals else False
-        if self.watch.checks != checks:
-            if not signals:
-                interrupted = self._all_well(record)
-            self.autotune.after_check(record.step, self._host.in_trial)
+        if self.watch.checks == checks:
+            # Trials in a row leave single steps between them, and few of those fall on a check.
+            return interrupted if signals else self._keep(record)
+        if not signals:
+            interrupted = self._all_well(record)
+        self.autotune.after_check(record.step, self._host.in_trial)
         return interrupted
 
-    def trial_failed(self) -> None:
-        """A trial was undone: what it did to the loss is no news any more."""
+    def trial_failed(self, origin: int) -> None:
+        """A trial was undone, back to a real step: what was done since is no news, and no good state."""
+        self.states.undone(origin)
         if self._record is not None:
             self.watch.dismiss(self._record)
 
@@ -184,6 +187,11 @@ class Recovery:
             self._in_a_row = 0
             if self._rates.factor(_OWNER) < 1.0 and step >= self._relax_at:
                 self._relax(step)
+        return self._keep(record)
+
+    def _keep(self, record: StepRecord) -> bool:
+        """Take a candidate where one is due and no trial is open."""
+        step = record.step
         due = self.states.due and step >= self.states.next_at and not self._host.in_trial
         if due and not self.states.take(step, self._rates.applied, self._notes):
             broken = Signal(SignalLevel.CRITICAL, "non-finite", float("nan"), float("inf"))
@@ -215,7 +223,7 @@ class Recovery:
 
     def _act(self, action: RecoveryAction, signal: Signal, record: StepRecord) -> bool:
         step, c = record.step, self._config
-        reason = f"{signal.name} {signal.level.word}: {signal.value:.4g} beyond {signal.limit:.4g}"
+        reason = describe(signal)
         if action is RecoveryAction.ROLLBACK:
             return self._roll_back(signal, reason, step, scale=True)
         if action is RecoveryAction.SKIP_BATCH:

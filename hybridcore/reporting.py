@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 
 from hybridcore.clock import Stopwatch
 from hybridcore.config import MetricsConfig
@@ -11,9 +12,25 @@ from hybridcore.events import Event, EventBus
 from hybridcore.jumps import Jump
 from hybridcore.protocols import Outcome, Residual, Signal, StepRecord
 
-__all__ = ["Reporter"]
+__all__ = ["Reporter", "describe"]
 
 logger = logging.getLogger("hybridcore")
+
+
+def describe(signal: Signal) -> str:
+    """A signal in words.
+
+    Example:
+        >>> from hybridcore.protocols import SignalLevel
+        >>> describe(Signal(SignalLevel.CRITICAL, "non-finite", float("nan"), float("inf")))
+        'non-finite critical: a value is nan'
+        >>> describe(Signal(SignalLevel.WARNING, "loss-deviation", 3.25, 3.0))
+        'loss-deviation warning: 3.25 beyond 3'
+    """
+    what = f"{signal.name} {signal.level.word}"
+    if not math.isfinite(signal.limit):
+        return f"{what}: a value is {signal.value:g}"
+    return f"{what}: {signal.value:.4g} beyond {signal.limit:.4g}"
 
 
 class Reporter:
@@ -79,9 +96,10 @@ class Reporter:
         """A phase is over."""
         self.emit(Event.PHASE_END, phase=phase)
 
-    def phase_start(self, phase: str, length: int, reason: str) -> None:
-        """A phase begins."""
-        self.trace("%s for %d: %s", phase, length, reason)
+    def phase_start(self, phase: str, length: int, reason: str, *, routine: bool = False) -> None:
+        """A phase begins; routine ones, of which a trial may have many, are no news for the log."""
+        if not routine:
+            self.trace("%s: %s", f"{phase} for {length}" if length else phase, reason)
         self.emit(Event.PHASE_START, phase=phase, length=length, reason=reason)
 
     def jump(self, jump: Jump, predictor: str, reason: str, share: float) -> None:
@@ -137,12 +155,11 @@ class Reporter:
     def signal(self, signal: Signal) -> None:
         """A monitor found something."""
         level = signal.level.word
-        self.trace("signal %s %s: %.4g beyond %.4g", signal.name, level, signal.value, signal.limit)
+        self.trace("signal %s", describe(signal))
         self.emit(Event.SIGNAL, monitor=signal.name, level=level, value=signal.value, limit=signal.limit)
 
     def recovery(self, action: str, cause: str, reason: str) -> None:
-        """Something was done about it."""
-        self.trace("recovery %s: %s", action, reason)
+        """Something was done about it; whoever did it has logged it."""
         self.emit(Event.RECOVERY, action=action, cause=cause, reason=reason)
 
     def verdict(self, outcome: Outcome) -> None:

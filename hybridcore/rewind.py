@@ -82,8 +82,7 @@ class Rewind:
     def went_back(self, state: GoodState, reason: str) -> bool:
         """Forget what was learned since, tell, and begin a Full phase where possible.
 
-        The lost steps were no use, so they leave the budget's total; they are not spent, since it was no
-        trial that lost them.
+        The lost steps were no use, so the budget books them as spent (F83), whoever lost them.
         """
         statistics, reach, steps, seconds = state.notes[1]
         self.statistics.load_state_dict(statistics)
@@ -94,7 +93,7 @@ class Rewind:
         if self.average is not None:
             self.average.restart()
         budget = self.budget
-        budget.run(-max(0.0, budget.total_steps - steps), -max(0.0, budget.total_seconds - seconds))
+        budget.lose(max(0.0, budget.total_steps - steps), max(0.0, budget.total_seconds - seconds))
         resume = budget.failed(self.counts.real_steps)
         self.counts.rollbacks += 1
         self.reporter.emit(Event.ROLLBACK, to_step=state.step, reason=reason)

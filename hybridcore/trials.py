@@ -26,6 +26,9 @@ from hybridcore.verdict import Reference, Verdict, judge
 
 __all__ = ["Trial", "TrialKeeper"]
 
+_SPARE = 3
+"""Skipped steps in a trial that may be their batches' fault."""
+
 
 @attrs.define
 class Trial:
@@ -53,6 +56,7 @@ class Trial:
         first_jump: Its first jump, whose caps hold for the rest of a continuous trial.
         before: Probe losses just before the first jump, for the tentative test; None without one.
         strikes: Losses above the guard so far.
+        skipped: Real steps so far that changed no weights.
         jumps: Jumps applied so far.
         predicted: Optimizer steps that they stand for, after all caps.
         real_steps: Real steps so far.
@@ -79,6 +83,7 @@ class Trial:
     first_jump: Jump | None = None
     before: NDArray[np.float64] | None = None
     strikes: int = 0
+    skipped: int = 0
     loss_peak: float = -math.inf
     jumps: int = 0
     predicted: float = 0.0
@@ -274,6 +279,8 @@ class TrialKeeper:
         assert trial is not None
         trial.real_steps += 1
         if result.skipped or not math.isfinite(result.loss):
+            if result.skipped and self._sound():
+                return None
             return f"step {trial.real_steps} after the jump gave no finite loss or gradient"
         over = self.over_guard(result.loss)
         if over is None:
@@ -283,6 +290,19 @@ class TrialKeeper:
         limit = trial.guard_limit(self._config.verdict)
         far = trial.loss_level + 3.0 * (limit - trial.loss_level)
         return over if trial.strikes > 1 or not result.loss <= far else None
+
+    def _sound(self) -> bool:
+        """Whether a skipped step was its batch's fault and not the jump's: the probe set tells.
+
+        A trial has three of them to spare, which bounds the cost.
+        """
+        trial = self.trial
+        assert trial is not None
+        trial.skipped += 1
+        if trial.skipped > _SPARE or not self._probes.complete:
+            return False
+        loss = self._adapter.mean_scalar(float(self.probe(None).mean()))  # all ranks find the same
+        return math.isfinite(loss) and self.over_guard(loss) is None
 
     def over_guard(self, loss: float) -> str | None:
         """Why a loss fails the open trial, or None."""

@@ -110,6 +110,7 @@ def test_every_command_and_option_is_documented() -> None:
     for command in (
         "run",
         "compare",
+        "sweep",
         "report",
         "config init",
         "config check",

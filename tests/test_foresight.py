@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import attrs
 import numpy as np
 import pytest
 from engine_lab import Recorder, clouds, configure, drive
@@ -48,7 +49,7 @@ def test_f3_warmup_gives_the_model_its_samples():
 
 def test_f16_forecasts_of_a_real_run_cover_its_losses():
     built, recorder, batches = engine(dynamics={"share": 1.0})
-    drive(built, 400, batches)
+    drive(built, 200, batches)
     inside = []
     for _ in range(100):
         rollout = built.foresight.forecast(Action(Phase.FULL, 1, ""), 1)
@@ -72,7 +73,7 @@ def test_f57_the_fields_of_the_table(field, one, other, read):
     for value in (one, other):
         model = Mlp(Mlp.Config(hidden=(4,), members=2)) if field == "max_updates" else Linear()
         built, _, batches = engine(dynamics={field: value}, model=model)
-        drive(built, 400, batches)
+        drive(built, 130, batches)
         found.append(read(built))
     assert found[0] != found[1]
     assert built.foresight.keeper.nbytes <= built.config.dynamics.memory_budget_mib * 2**20
@@ -81,12 +82,12 @@ def test_f57_the_fields_of_the_table(field, one, other, read):
 
 
 class Unsure(Linear):
-    """Knows nothing, and says so."""
+    """Is hardly ever right, and says so."""
+
+    stated = 0.01
 
     def rollout(self, features, action, horizon):
-        import attrs
-
-        return attrs.evolve(super().rollout(features, action, horizon), confidence=0.0)
+        return attrs.evolve(super().rollout(features, action, horizon), confidence=self.stated)
 
 
 def test_f5_the_gate_asks_the_model_too():
@@ -94,9 +95,34 @@ def test_f5_the_gate_asks_the_model_too():
     jumps = []
     for model in (Linear(), Unsure()):
         built, recorder, batches = engine(model=model, rate=0.001)
-        drive(built, 400, batches)
+        drive(built, 150, batches)
         jumps.append(len(recorder.named("jump")))
     assert jumps[0] > 0 == jumps[1]
+
+
+@pytest.mark.parametrize("controller", [None, "credit"])
+def test_f5_a_model_that_was_never_trained_has_no_say(controller):
+    """As where the share pays for no training, beside a model of a few thousand weights."""
+    traces = []
+    for model in (Linear(), None):
+        foresight = Credit(CreditConfig(foresight=True)) if controller else None
+        predictor = LastUpdate() if controller else Drift()
+        built, recorder, batches = engine(
+            foresight, predictor, rate=0.001, dynamics={"share": 0.0}, model=model or Linear()
+        )
+        if model is None:
+            built.foresight = None
+        drive(built, 200, batches)
+        assert recorder.named("jump")
+        traces.append(recorder.trace())
+    assert traces[0] == traces[1]
+
+
+def test_f5_a_model_that_lost_its_confidence_keeps_its_say():
+    built, _, _ = engine(model=Unsure())
+    assert built.foresight.confidence("drift", 5.0) == 0.01
+    built.foresight.keeper.model.stated = 0.0
+    assert built.foresight.confidence("drift", 5.0) == 0.0
 
 
 class Prefers(Linear):
@@ -105,11 +131,9 @@ class Prefers(Linear):
     best = 0.0
 
     def rollout(self, features, action, horizon):
-        import attrs
-
         rollout = super().rollout(features, action, horizon)
         gap = abs(action.horizon - self.best) if action.phase is Phase.PREDICT else 0.0
-        return attrs.evolve(rollout, mean=np.full(horizon, gap), epistemic=np.zeros(horizon))
+        return attrs.evolve(rollout, mean=np.full(horizon, gap), epistemic=np.zeros(horizon), confidence=0.9)
 
 
 @pytest.mark.parametrize(("best", "longer"), [(0.0, False), (1e9, True)])
@@ -124,7 +148,8 @@ def test_credit_takes_the_horizon_that_the_model_promises_most_of(best, longer):
 
     plain = total(False)
     assert plain > 0.0
-    assert (total(True) > plain) is longer
+    asked = total(True)
+    assert asked != plain and (asked > plain) is longer
 
 
 def test_a_jump_is_what_the_next_observation_is_due_to():

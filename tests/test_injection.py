@@ -173,3 +173,20 @@ def test_the_command_injects(toy, tmp_path, monkeypatch, capsys):
     assert read_run("out").summary["skipped"] == 2
     assert execute([*arguments, "--inject", "nann@30"]) == 2
     assert "did you mean 'nan'" in capsys.readouterr().err
+
+
+def test_the_log_tells_the_story_once_and_in_order(toy, tmp_path, monkeypatch, capsys):
+    from hybridcore.cli import execute
+
+    monkeypatch.chdir(tmp_path)
+    arguments = ["run", "balanced", "--framework", "numpy", "--set", "task.name=logistic", "--out", "out"]
+    steady = ["--set", "predictor.name=none", "--set", "run.steps=160"]
+    assert execute([*arguments, *steady, "--inject", "nan@100,spike@140:3000", "--trace"]) == 0
+    log = [line for line in capsys.readouterr().err.splitlines() if line.startswith(("INFO", "WARNING"))]
+    told = ("step 100: injected", "step 100: signal", "step 100: skip-batch", "step 140: injected")
+    told = [*told, "step 140: signal", "step 140: skip-batch"]
+    places = [[i for i, line in enumerate(log) if words in line] for words in told]
+    assert all(len(found) == 1 for found in places), "each thing is said once"
+    assert places == sorted(places)
+    assert "WARNING step 100: injected fault nan x1:1" in log
+    assert "back to step" in log[places[5][0]]

@@ -223,6 +223,51 @@ def test_f40_an_open_trial_is_undone_before_anything_older_is():
     assert len(recorder.named("rollback")) == 1 and engine.adapter.learning_rate == 0.01
 
 
+def test_f40_good_states_are_kept_between_trials_that_follow_each_other():
+    """A trial is open at nearly every check, and the proven state still is never much older than agreed."""
+    trial = [predict(horizon=1.0, settle=9, judge="guard"), correct(9)]
+    engine, _ = troubled(
+        "",
+        {},
+        controller=Scripted(full(4), *(30 * trial)),
+        adapter=bowl(),
+        every=10,
+        recovery={"snapshot_every": 30, "prove_after": 20},
+        tables={"phases": {"max_consecutive_predicts": 100}},
+    )
+    ages = []
+    for step in range(1, 270):
+        drive(engine, 1)
+        ages.append(step - engine.recovery.states.proven.step)
+    assert engine.counts.jumps > 25
+    # Taken every 30 steps or up to a trial later, proven by the first check 20 steps after that.
+    assert max(ages) <= 2 * (30 + 9) + 20 + 10
+
+
+def test_f40_a_state_of_an_undone_past_is_no_candidate():
+    engine, _ = troubled("", {}, recovery={"snapshot_every": 5, "prove_after": 50})
+    drive(engine, 12)
+    states = engine.recovery.states
+    taken = states.candidate.step
+    engine.recovery.trial_failed(taken)
+    assert states.candidate is not None
+    engine.recovery.trial_failed(taken - 1)
+    assert states.candidate is None
+
+
+def test_f83_steps_that_a_rollback_loses_are_charged():
+    engine, recorder = troubled(
+        at(40, "C"),
+        answers("critical", "roll-back-and-retry"),
+        recovery={"snapshot_every": 10, "prove_after": 5},
+    )
+    drive(engine, 40)
+    lost = 40 - recorder.named("rollback")[0]["to_step"]
+    assert lost > 0
+    assert engine.budget.spent_steps == lost
+    assert engine.budget.total_steps == 40 - lost
+
+
 def test_f40_a_trial_that_is_undone_after_the_rate_changed_keeps_the_new_rate():
     engine, _ = troubled(
         "", {}, controller=Scripted(full(6), predict(settle=20), correct(20)), adapter=bowl()

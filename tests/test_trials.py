@@ -188,10 +188,29 @@ def test_f82_a_step_without_a_finite_loss_fails_the_trial_at_once():
     drive(engine, 14, batches)
     assert engine._trials.trial is not None
     before = bits(engine._trials.trial.snapshot)
-    x, y = next(batches)
-    engine.step((np.full_like(x, np.nan), y))
+    adapter.write_params(tuple(np.full_like(b, np.inf) for b in adapter.read_params()))  # a very bad jump
+    engine.step(next(batches))
     assert "no finite loss" in recorder.named("rollback")[0]["reason"]
     assert bits(adapter.snapshot()) == before
+
+
+def test_f82_a_broken_batch_is_not_the_fault_of_the_jump():
+    """Where the probe set has a sound loss, a skipped step leaves the trial open; the fourth does not."""
+    adapter, batches, probes = clouds()
+    script = Scripted(full(8), predict(horizon=1.0, settle=30), correct(30))
+    engine, recorder = build(adapter, configure(), script, probes=probes)
+    drive(engine, 14, batches)
+    trial = engine._trials.trial
+    x, y = next(batches)
+    for skipped in range(1, 4):
+        weights, counted = bits(adapter.read_params()), len(recorder.named("probe"))
+        engine.step((np.full_like(x, np.nan), y))
+        assert engine._trials.trial is trial and trial.skipped == engine.counts.skipped == skipped
+        assert bits(adapter.read_params()) == weights
+        assert len(recorder.named("probe")) == counted + 1, "the probe that told is booked"
+        drive(engine, 2, batches)
+    engine.step((np.full_like(x, np.nan), y))
+    assert engine._trials.trial is None and len(recorder.named("rollback")) == 1
 
 
 @pytest.mark.parametrize("settle", [1, 3, 10, 30])

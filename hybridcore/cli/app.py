@@ -21,6 +21,7 @@ app.command(
 app.command(
     "hybridcore.cli.compare_runs:compare_runs", name="compare-runs", help="Put recorded runs side by side."
 )
+app.command("hybridcore.cli.sweep:sweep", name="sweep", help="Train every combination of some settings.")
 app.command("hybridcore.cli.report:report", name="report", help="Tables and figures of recorded runs.")
 app.command("hybridcore.cli.config:app", name="config", help="Write, check and show configurations.")
 app.command("hybridcore.cli.plugins:app", name="plugins", help="List, show and check installed plugins.")

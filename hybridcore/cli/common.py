@@ -25,6 +25,7 @@ __all__ = [
     "output",
     "print_error",
     "read_config",
+    "read_source",
     "run_folder",
     "set_up_logging",
     "source_data",
@@ -69,6 +70,18 @@ def read_config(
     Raises:
         HybridCoreError: The configuration has mistakes, or a plugin that it demands does not load.
     """
+    data, registry = read_source(source, overrides, framework, trace)
+    return check_config(data, registry, origin=source or "defaults"), registry
+
+
+def read_source(
+    source: str | None, overrides: Iterable[str] = (), framework: str | None = None, trace: bool = False
+) -> tuple[dict[str, Any], Registry]:
+    """Like `read_config`, but plain data that has not been checked.
+
+    Raises:
+        HybridCoreError: The file or an override cannot be read, or a demanded plugin does not load.
+    """
     from hybridcore.plugins import load_registry
 
     settings = list(overrides)
@@ -77,8 +90,7 @@ def read_config(
     if trace:
         settings.append("metrics.trace=true")
     data = apply_overrides({} if source is None else source_data(source), settings)
-    registry = load_registry(_plugin_names(data, "load"), _plugin_names(data, "block"))
-    return check_config(data, registry, origin=source or "defaults"), registry
+    return data, load_registry(_plugin_names(data, "load"), _plugin_names(data, "block"))
 
 
 def _plugin_names(data: Mapping[str, Any], key: str) -> tuple[str, ...]:

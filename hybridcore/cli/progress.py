@@ -27,6 +27,9 @@ class Progress:
         console: Where it is shown.
         every: Seconds between updates; by default a quarter on a terminal and ten elsewhere.
         clock: Tells the time.
+
+    Attributes:
+        prefix: Stands before the label of each run, such as its place in a sweep.
     """
 
     def __init__(
@@ -40,6 +43,7 @@ class Progress:
         self._shown = self._started = clock()
         self._loss = self._validation = math.nan
         self._credit = self._predicted = 0.0
+        self.prefix = ""
         self._reset({})
 
     def __call__(self, event: Event, payload: Mapping[str, Any]) -> None:
@@ -71,7 +75,7 @@ class Progress:
         """What is shown now."""
         return " · ".join(
             (
-                self._label,
+                f"{self.prefix} {self._label}".strip(),
                 f"step {self._step}/{self._steps}",
                 self._phase,
                 f"loss {self._loss:.4g}",

@@ -151,18 +151,24 @@ class Credit:
         return reach * (1.0 + (c.boost - 1.0) * min(max(reach / worth - 1.0, 0.0), 1.0))
 
     def _best_outlook(self, state: EngineState, forecast: Callable[[Action, int], Rollout]) -> float:
-        """Ratio of the horizon with the lowest forecast, plus one deviation of what the model ignores."""
+        """Ratio of the horizon with the lowest forecast, plus one deviation of what the model ignores.
+
+        A model without any confidence has no say: its forecasts are those of an untrained one.
+        """
         c = self.config
 
         def promised(ratio: float) -> float:
             horizon = max(self._h * ratio - 1.0, 0.0)
             action = Action(Phase.PREDICT, 0, "", predictor=state.default_predictor, horizon=horizon)
             rollout = forecast(action, c.window)
+            if rollout.confidence <= 0.0:
+                return math.nan
             return float(rollout.mean[-1]) + math.sqrt(max(float(rollout.epistemic[-1]), 0.0))
 
-        ratios = (1.0, c.factor_step, 1.0 / c.factor_step)
-        best = min(ratios, key=promised)
-        return best if math.isfinite(promised(best)) else 1.0
+        promises = {ratio: promised(ratio) for ratio in (1.0, c.factor_step, 1.0 / c.factor_step)}
+        if not all(map(math.isfinite, promises.values())):
+            return 1.0
+        return min(promises, key=promises.__getitem__)
 
     def _rest(self, state: EngineState, reason: str) -> Action:
         wait = state.next_sample - state.step - 2

@@ -72,7 +72,7 @@ class CorrectionKeeper:
         self._budget, self._counts, self._reporter = budget, counts, reporter
         self._run_steps = config.run.steps
         self.active = not isinstance(corrector, NoCorrection)
-        self.store = ResidualStore(self._config.capacity)
+        self.store = ResidualStore(self._config.capacity, self._config.memory_budget_mib * 2**20)
         corrector.reset(adapter.layout, self.store)
         self._rng = np.random.default_rng(config.run.seed)
         self._asked: tuple[Situation, Prediction, Correction] | None = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -16,6 +17,8 @@ from hybridcore.protocols import Residual
 __all__ = ["ResidualStore"]
 
 _VARIANCE_FLOOR = 1e-4
+_SCALARS = 256
+"""Bytes of an entry's scalars, about."""
 
 
 class ResidualStore:
@@ -29,6 +32,7 @@ class ResidualStore:
 
     Args:
         capacity: Most entries kept.
+        memory_bytes: Most bytes of all entries; the oldest go, all but one if need be (F51).
 
     Example:
         >>> from hybridcore.protocols import Situation
@@ -40,8 +44,10 @@ class ResidualStore:
         ([1, 2], 2)
     """
 
-    def __init__(self, capacity: int = 1000) -> None:
+    def __init__(self, capacity: int = 1000, memory_bytes: float = math.inf) -> None:
         self._entries: deque[Residual] = deque(maxlen=capacity)
+        self._memory_bytes = memory_bytes
+        self._bytes = 0
         self._factor: NDArray[np.float64] | None = None
         self._white: NDArray[np.float64] | None = None
 
@@ -58,12 +64,23 @@ class ResidualStore:
 
     def add(self, residual: Residual) -> None:
         """Append one; where the store is full, the oldest goes."""
+        if len(self._entries) == self.capacity:
+            self._bytes -= _nbytes(self._entries.popleft())
         self._entries.append(residual)
+        self._bytes += _nbytes(residual)
+        while self._bytes > self._memory_bytes and len(self._entries) > 1:
+            self._bytes -= _nbytes(self._entries.popleft())
         self._white = None
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all entries: compressed weights, features twice (as they are and whitened), scalars."""
+        return self._bytes
 
     def clear(self) -> None:
         """Forget all entries."""
         self._entries.clear()
+        self._bytes = 0
         self._white = None
 
     def similar(
@@ -114,7 +131,8 @@ class ResidualStore:
             StoreError: It was written for other features.
         """
         self.clear()
-        self._entries.extend(storefile.unpack(state["header"], state["arrays"], "state"))
+        for residual in storefile.unpack(state["header"], state["arrays"], "state"):
+            self.add(residual)
 
     def save(self, folder: str | Path) -> None:
         """Write all entries into a folder; a reader sees the old store or the whole new one.
@@ -132,4 +150,10 @@ class ResidualStore:
         """
         entries = storefile.read(Path(folder))
         self.clear()
-        self._entries.extend(entries)
+        for residual in entries:
+            self.add(residual)
+
+
+def _nbytes(residual: Residual) -> int:
+    weights = residual.weights.nbytes if residual.weights is not None else 0
+    return weights + 2 * int(residual.situation.features.nbytes) + _SCALARS

@@ -38,6 +38,8 @@ class DynamicsKeeper:
     Attributes:
         updates: Training updates so far.
         seconds: Seconds spent on training and calibration so far.
+        informed: The model has had confidence above 0 once; before, it knows nothing of this run, and nobody
+            should ask it. Where the share pays for no training, it stays so.
 
     Example:
         >>> import array_api_compat.numpy as xp
@@ -55,7 +57,7 @@ class DynamicsKeeper:
 
     def __init__(self, model: Dynamics, config: DynamicsConfig, parameters: int) -> None:
         self.model, self._config, self._parameters = model, config, parameters
-        self.updates, self.seconds = 0, 0.0
+        self.updates, self.seconds, self.informed = 0, 0.0, False
         self._credit = self._time_credit = 0.0
         self._before: NDArray[np.float64] | None = None
         self._action: Action | None = None
@@ -167,6 +169,7 @@ class DynamicsKeeper:
         stride = self._config.stride
         ticks = max(1, math.ceil(horizon / stride))
         rollout = self.model.rollout(features, action, ticks)
+        self.informed = self.informed or rollout.confidence > 0.0
         steps = np.arange(1.0, horizon + 1.0)
         places = stride * np.arange(1.0, ticks + 1.0)
         return Rollout(
@@ -190,6 +193,7 @@ class DynamicsKeeper:
             "credit": self._credit,
             "time_credit": self._time_credit,
             "updates": self.updates,
+            "informed": self.informed,
             "seconds": self.seconds,
             "before": None if self._before is None else np.array(self._before),
             "action": action and [action.phase.value, action.predictor, action.horizon],
@@ -202,6 +206,7 @@ class DynamicsKeeper:
         self.model.load_state_dict(state["model"])
         self._credit, self._time_credit = state["credit"], state["time_credit"]
         self.updates, self.seconds = state["updates"], state["seconds"]
+        self.informed = bool(state["informed"])
         self._waited, self._elapsed = state["waited"], state["elapsed"]
         before, action = state["before"], state["action"]
         self._before = None if before is None else np.array(before)

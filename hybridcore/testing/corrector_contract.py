@@ -125,6 +125,7 @@ class CorrectorContract:
         """Losses from 1e-3 to 1e3 in any order, changes of either sign, numbers that are not finite."""
         backend = Backend.NUMPY
         corrector, store = self.prepared(layout)
+        history, prediction = self.played(backend, layout)
         rng = np.random.default_rng(0)
         bad = (math.nan, math.inf, -math.inf, 0.0)
         for step in range(400):
@@ -138,15 +139,10 @@ class CorrectorContract:
             residual = Residual(place, realised, groups)
             store.add(residual)
             corrector.observe(residual)
-            found = corrector.correct(*self._asked(backend, layout, loss), backend.namespace())
+            asked = self.situation(5, loss=loss, change=-0.1 * loss)
+            found = corrector.correct(prediction, asked, history, backend.namespace())
             for factor in (found.scale, found.predicted_change, *found.gains.values()):
                 assert math.isfinite(factor) and abs(factor) <= max(10.0, 4.0 * loss)
-
-    def _asked(
-        self, backend: Backend, layout: ParamLayout, loss: float
-    ) -> tuple[Prediction, Situation, History]:
-        history, prediction = self.played(backend, layout)
-        return prediction, self.situation(5, loss=loss, change=-0.1 * loss), history
 
     def test_history_and_prediction_are_not_written_to(self, backend: Backend, layout: ParamLayout) -> None:
         """Every array is after `correct` what it was before."""

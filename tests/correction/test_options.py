@@ -23,6 +23,7 @@ CASES = {
     "max_factor": (0.1, 0.5, "loss-level", {}),
     "interval": (0, 2, "loss-level", {"phases": STEP}),
     "capacity": (2, 1000, "loss-level", {}),
+    "memory_budget_mib": (0.001, 50.0, "loss-level", {}),
     "loss-level.similar": (0, 5, "loss-level", {}),
     "loss-level.forgetting": (0.5, 1.0, "loss-level", {}),
     "loss-level.prior": (0.5, 10.0, "loss-level", {}),
@@ -47,7 +48,7 @@ def outcome(corrector, fields, own, tables):
     recorder, bus = Recorder(), EventBus()
     bus.listen(recorder)
     engine = Engine.from_config(adapter, config, probes=probes, registry=REGISTRY, events=bus)
-    drive(engine, 250, batches)
+    drive(engine, 120, batches)
     engine.finish()
     return recorder.trace(), bits(adapter.snapshot())
 

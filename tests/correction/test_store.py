@@ -56,6 +56,30 @@ def test_f24_bounded_ordered_and_cleared():
     assert len(store) == 0 and store.similar(np.zeros(K), 3) == []
 
 
+def test_f51_bytes_are_counted_and_bounded():
+    from array_api_compat import numpy as xp
+
+    rng = np.random.default_rng(0)
+    buckets = tuple(rng.standard_normal(s).astype(np.float32) for s in LAYOUT.bucket_sizes)
+    weights = compress_buckets(buckets, LAYOUT, 3, xp, rng)
+    # Rank 3 of 30 x 20 by its factors, the 7 of the vector as they are; features of float64 twice.
+    arrays = 4 * (3 * (30 + 20) + 7) + 2 * 8 * K
+    one = ResidualStore()
+    one.add(residual(0, weights=weights))
+    assert arrays <= one.nbytes <= arrays + 300
+    store = ResidualStore(1000, memory_bytes=5.5 * one.nbytes)
+    for step in range(20):
+        store.add(residual(step, weights=weights))
+    assert [r.situation.step for r in store] == [15, 16, 17, 18, 19]
+    assert store.nbytes == 5 * one.nbytes
+    by_count = ResidualStore(3)
+    for step in range(7):
+        by_count.add(residual(step, weights=weights))
+    assert by_count.nbytes == 3 * one.nbytes
+    by_count.clear()
+    assert by_count.nbytes == 0
+
+
 @pytest.mark.parametrize("n", [0, 1, 9])
 def test_f24_save_and_load_give_the_same_entries(tmp_path, n):
     store = filled(n, realised=float("nan"))

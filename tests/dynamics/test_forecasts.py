@@ -45,7 +45,7 @@ def model(request):
 def test_f14_an_exponential_loss_is_foretold(model):
     """R^2 above 0.85 of the change from now, eight ahead, on steps not yet seen, after 250 samples."""
     losses = exponential(350, memory=120.0)
-    forecasts = drive(model, losses, featured(losses), updates=5 * model.default_updates, horizon=8)
+    forecasts = drive(model, losses, featured(losses), updates=3 * model.default_updates, horizon=8)
     late = [(t, f) for t, f in forecasts if t >= 250]
     now = losses[[t for t, _ in late]][:, None]
     change = truth(losses, late) - now
@@ -86,9 +86,10 @@ def test_f15_targets_of_the_replay():
 def test_f16_intervals_hold_what_they_say_on_real_runs(model, run):
     """90 % intervals made before the losses hold 80 to 97 % of them, all horizons together."""
     losses, features = recorded(run, 800)
-    forecasts = drive(model, losses, features, updates=model.default_updates, horizon=8)
+    every = 20 if model.name == "rssm" else 10
+    forecasts = drive(model, losses, features, every=every, updates=model.default_updates, horizon=8)
     late = [(t, f) for t, f in forecasts if t >= 300]
-    assert len(late) > 40
+    assert len(late) >= 24
     assert 0.8 <= covered(losses, late) <= 0.97
 
 
@@ -111,7 +112,7 @@ def test_f13_members_disagree_off_the_distribution(name):
     losses, features = recorded("clouds", 400)
     make, updates = MODELS[name]
     model = fresh(make())
-    drive(model, losses[:300], features, updates=2 * updates)
+    drive(model, losses[:300], features, updates=updates)
     rng = np.random.default_rng(0)
     jump = Action(Phase.PREDICT, 0, "", predictor="drift", horizon=200.0)
     seen = np.mean([model.rollout(row, REAL, 4).epistemic.mean() for row in features[280:300]])
@@ -124,8 +125,8 @@ def test_f13_members_disagree_off_the_distribution(name):
 def test_f17_confidence_tells_good_forecasts_from_bad_ones():
     """On a run that is calm and wild by turns, told by a feature; errors in running deviations."""
     rng = np.random.default_rng(0)
-    wild = (np.arange(1600) // 40) % 2
-    losses = 4.0 + np.where(wild, 0.5, 0.05) * rng.standard_normal(1600)
+    wild = (np.arange(1000) // 40) % 2
+    losses = 4.0 + np.where(wild, 0.5, 0.05) * rng.standard_normal(1000)
     features = featured(losses)
     features[:, 0] = wild
     for name in ("linear", "mlp"):
@@ -135,7 +136,7 @@ def test_f17_confidence_tells_good_forecasts_from_bad_ones():
         for loss in losses:
             level.observe(loss)
             scales.append(level.scale)
-        forecasts = [(t, f) for t, f in drive(model, losses, features, updates=updates, horizon=4) if t > 600]
+        forecasts = [(t, f) for t, f in drive(model, losses, features, updates=updates, horizon=4) if t > 500]
         confidence = np.array([f.confidence for _, f in forecasts])
         error = np.array([abs(f.mean[-1] - losses[t + 4]) / scales[t] for t, f in forecasts])
         high = confidence > np.median(confidence)

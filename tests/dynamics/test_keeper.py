@@ -82,7 +82,7 @@ def test_f3_every_step_of_a_real_run_becomes_a_sample():
 
 def test_f72_the_same_seed_gives_the_same_model():
     for name, options in (("mlp", {"hidden": [8]}), ("linear", {})):
-        first, second, other = (run(seed=s, name=name, options=options)[0].keeper for s in (0, 0, 1))
+        first, second, other = (run(120, seed=s, name=name, options=options)[0].keeper for s in (0, 0, 1))
         features = np.zeros(28)
         means = [k.rollout(features, REAL, 8).mean for k in (first, second, other)]
         np.testing.assert_array_equal(means[0], means[1])
@@ -192,7 +192,7 @@ def test_a_loss_that_is_not_finite_breaks_the_path():
 
 
 def test_f51_memory():
-    engine, _ = run(name="rssm", options={"hidden": 8, "deterministic": 8}, memory_budget_mib=0.3)
+    engine, _ = run(100, name="rssm", options={"hidden": 8, "deterministic": 8}, memory_budget_mib=0.3)
     assert engine.keeper.nbytes <= 0.3 * 2**20
     with pytest.raises(MemoryBudgetError, match=r"dynamics\.memory_budget_mib"):
         run(1, name="rssm", memory_budget_mib=0.1)
