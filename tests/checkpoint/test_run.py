@@ -6,12 +6,15 @@ import json
 import logging
 import os
 import shutil
+import threading
 
+import attrs
 import numpy as np
 import pytest
 
 from hybridcore.checkpoint.files import read
 from hybridcore.checkpoint.store import CheckpointStore
+from hybridcore.config import CheckpointConfig
 from hybridcore.configfile import config_from_dict
 from hybridcore.errors import CheckpointError
 from hybridcore.plugins import load_registry
@@ -261,3 +264,20 @@ def test_newer_checkpoints_than_the_one_used_are_set_aside(tmp_path):
     run_task(config(), out_dir=folder, registry=REGISTRY, resume=True)
     assert "batch-000000700" not in [p.name for p in store.paths()]
     assert (folder / "checkpoints" / "set-aside-batch-000000700").is_dir()
+
+
+@pytest.mark.parametrize("asynchronous", [False, True])
+def test_f57_asynchronous_writing_leaves_the_training_thread(tmp_path, monkeypatch, asynchronous):
+    threads, write = set(), CheckpointStore.write
+
+    def watched(store, contents):
+        threads.add(threading.current_thread() is threading.main_thread())
+        return write(store, contents)
+
+    monkeypatch.setattr(CheckpointStore, "write", watched)
+    run_task(config(checkpoint={"asynchronous": asynchronous}), out_dir=tmp_path / "run", registry=REGISTRY)
+    assert threads == {not asynchronous}
+
+
+def test_f57_every_field_is_tried():
+    assert {f.name for f in attrs.fields(CheckpointConfig)} == {"every", "keep", "directory", "asynchronous"}
