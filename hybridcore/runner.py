@@ -209,6 +209,8 @@ def train(
         if progress is not None:
             events.listen(progress)
         saves = isinstance(engine, bool) and not faults and (config.checkpoint.every > 0 or resume)
+        if config.checkpoint.every and not saves:
+            logger.warning("arm %s writes no checkpoints: rivals and injected faults cannot be resumed", arm)
         checkpoints = RunCheckpoints(config, arm, task.adapter, out_dir, writer) if saves else None
         with clock.paused():
             if resume:

@@ -222,7 +222,7 @@ NODES = st.recursive(
 )
 
 
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=200, deadline=None)
 @given(NODES)
 def test_random_trees_give_data_or_a_typed_error(node):
     with contextlib.suppress(CheckpointError):
