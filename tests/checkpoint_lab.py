@@ -127,6 +127,16 @@ def through_bytes(state, source, target):
     )
 
 
+def held(engine):
+    """All of an engine's state as text and bytes, without the seconds that an open arm has been played."""
+    state = engine.state_dict()
+    if state["controller"].get("open"):
+        state["controller"]["open"] = state["controller"]["open"][:-1]
+    encoder = Encoder(engine.adapter.snapshot_state, engine.adapter.xp)
+    text = json.dumps(encoder.encode(state))
+    return text, {key: (a.dtype.str, a.shape, a.tobytes()) for key, a in encoder.arrays.items()}
+
+
 def params_of(engine):
     return {name: value.tobytes() for name, value in engine.adapter.params.items()}
 
@@ -156,6 +166,7 @@ def cuts(setup, every, length=40):
         at, count = index + 1, min(length, setup.batches - index - 1)
         other, recorder, later = build(setup)
         other.load_state_dict(through_bytes(engine.state_dict(), engine.adapter, other.adapter))
+        assert held(other) == held(engine), f"restored after {at} batches"
         next(itertools.islice(later, at - 1, None))
         feed(other, setup, later, at, count)
         yield at, count, situation(engine), params_of(other), recorder.trace()
