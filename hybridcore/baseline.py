@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
+import attrs
+
 from hybridcore.averaging import RunningAverage
+from hybridcore.checkpoint.attributes import put
+from hybridcore.checkpoint.engine_state import load_model, model_state
 from hybridcore.clock import Stopwatch
 from hybridcore.config import MetricsConfig
 from hybridcore.counts import Counts
@@ -87,6 +91,22 @@ class Baseline:
     def finish(self) -> dict[str, Any]:
         """The summary; nothing is left open."""
         return self.summary()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Model, counts and average."""
+        average = self.average.state_dict() if self.average is not None else None
+        return {
+            "model": model_state(self._adapter),
+            "counts": attrs.asdict(self.counts),
+            "average": average,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Put back what `state_dict` gave."""
+        load_model(self._adapter, state["model"])
+        put(self.counts, attrs.fields_dict(Counts), state["counts"])
+        if self.average is not None:
+            self.average.load_state_dict(state["average"])
 
     def summary(self) -> dict[str, Any]:
         """Counts so far under the engine's names."""

@@ -28,6 +28,10 @@ class Stopwatch:
         """Seconds of training so far."""
         return time.perf_counter() - self._start - self._excluded
 
+    def resume(self, elapsed: float) -> None:
+        """Go on from this many seconds."""
+        self._start, self._excluded = time.perf_counter() - elapsed, 0.0
+
     @contextmanager
     def paused(self) -> Iterator[None]:
         """Leave the time inside the block out."""

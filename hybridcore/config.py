@@ -14,6 +14,7 @@ __all__ = [
     "AutotuneConfig",
     "AverageConfig",
     "BudgetConfig",
+    "CheckpointConfig",
     "ControllerConfig",
     "CorrectionConfig",
     "DynamicsConfig",
@@ -441,6 +442,24 @@ class AutotuneConfig:
 
 
 @attrs.frozen(kw_only=True)
+class CheckpointConfig:
+    """Table ``[checkpoint]``: the whole run on disk, to go on with ``hybridcore run --resume`` (F53, F54).
+
+    Attributes:
+        every: Batches between two checkpoints; 0 writes none.
+        keep: Checkpoints kept; the oldest go.
+        directory: Folder in which each run gets a folder for its checkpoints; ``checkpoints`` in the run's
+            own folder if empty.
+        asynchronous: Write in a thread beside the training, from a copy of the state in host memory.
+    """
+
+    every: int = attrs.field(default=0, validator=between(0))
+    keep: int = attrs.field(default=3, validator=between(1))
+    directory: str = ""
+    asynchronous: bool = True
+
+
+@attrs.frozen(kw_only=True)
 class MetricsConfig:
     """Table ``[metrics]``.
 
@@ -493,5 +512,6 @@ class HybridConfig:
     divergence: DivergenceConfig = attrs.field(factory=DivergenceConfig)
     recovery: RecoveryConfig = attrs.field(factory=RecoveryConfig)
     autotune: AutotuneConfig = attrs.field(factory=AutotuneConfig)
+    checkpoint: CheckpointConfig = attrs.field(factory=CheckpointConfig)
     metrics: MetricsConfig = attrs.field(factory=MetricsConfig)
     plugins: PluginsConfig = attrs.field(factory=PluginsConfig)

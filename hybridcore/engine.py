@@ -13,6 +13,7 @@ import numpy as np
 
 from hybridcore.averaging import RunningAverage
 from hybridcore.budget import Budget
+from hybridcore.checkpoint.engine_state import engine_state, load_engine_state
 from hybridcore.clock import Stopwatch
 from hybridcore.config import HybridConfig
 from hybridcore.correction.keeper import CorrectionKeeper
@@ -483,6 +484,17 @@ class Engine:
             **(self.foresight.summary() if self.foresight is not None else {}),
             "kernels": self.kernels.summary(),
         }
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that decides how the run goes on, as a tree that `hybridcore.checkpoint` can write.
+
+        Its arrays are the engine's own; take the tree apart, or copy it, before the next batch.
+        """
+        return engine_state(self)
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on where `state_dict` was taken, in an engine of the same model and configuration (F53)."""
+        load_engine_state(self, state)
 
     # -- phases ------------------------------------------------------------------------------------
 

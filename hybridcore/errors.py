@@ -10,6 +10,7 @@ __all__ = [
     "AdapterNotFoundError",
     "ApiVersionError",
     "BatchError",
+    "CheckpointError",
     "ConfigError",
     "ConfigProblem",
     "DeltaError",
@@ -202,6 +203,10 @@ class MemoryBudgetError(HybridCoreError):
 
 class MetricsError(HybridCoreError):
     """A metrics file cannot be read or does not hold a run."""
+
+
+class CheckpointError(HybridCoreError):
+    """A checkpoint cannot be written or read, is damaged, or belongs to another run, model or version."""
 
 
 class StoreError(HybridCoreError):

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from types import ModuleType
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from hybridcore.checkpoint.attributes import put, take
 from hybridcore.config import HybridConfig
 from hybridcore.counts import Counts
 from hybridcore.dynamics.keeper import DynamicsKeeper
@@ -21,6 +23,8 @@ __all__ = ["Foresight"]
 
 MOMENTS_EVERY = 50
 """Real steps for which the optimizer's moments, whose statistics cost a pass, count as current."""
+
+_STATE = ("_moments", "_moments_at", "_action", "_trained_at")
 
 
 class Foresight:
@@ -99,6 +103,15 @@ class Foresight:
             straightness=straightness if math.isfinite(straightness) else 0.0,
             moments=self._moments,
         )
+
+    def state_dict(self) -> dict[str, Any]:
+        """State as plain data and arrays."""
+        return {**take(self, _STATE), "keeper": self.keeper.state_dict()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Put back what `state_dict` gave."""
+        put(self, _STATE, state)
+        self.keeper.load_state_dict(state["keeper"])
 
     def summary(self) -> dict[str, Any]:
         """Updates, seconds and bytes, for the run's summary."""

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import attrs
 
+from hybridcore.checkpoint.attributes import put, take
 from hybridcore.config import RecoveryConfig
 from hybridcore.errors import MemoryBudgetError
 from hybridcore.protocols import Adapter, Snapshot
@@ -16,6 +17,8 @@ from hybridcore.protocols import Adapter, Snapshot
 __all__ = ["GoodState", "GoodStates"]
 
 logger = logging.getLogger("hybridcore")
+
+_STATE = ("enabled", "proven", "candidate", "next_at")
 
 
 @attrs.frozen
@@ -114,3 +117,11 @@ class GoodStates:
     def due(self) -> bool:
         """Whether a candidate may be taken; not while one waits for its proof."""
         return self.enabled and self.candidate is None
+
+    def state_dict(self) -> dict[str, Any]:
+        """Both states and when the next one is due."""
+        return take(self, _STATE)
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Put back what `state_dict` gave."""
+        put(self, _STATE, state)

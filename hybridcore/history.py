@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from types import ModuleType
 from typing import Any, overload
 
+from hybridcore.checkpoint.attributes import put, take
 from hybridcore.config import HistoryConfig
 from hybridcore.errors import MemoryBudgetError, PredictionError
 from hybridcore.kernels.encoding import encoded_bytes
@@ -20,6 +21,25 @@ NEEDS = frozenset({"last-update", "window-means", "straightness", "reach"})
 """Words that a component's ``needs`` may hold."""
 
 MIB = 2**20
+
+_STATE = (
+    "windows",
+    "active",
+    "_reserved",
+    "_recent",
+    "_recent_is",
+    "_older",
+    "_older_is_update",
+    "_sum",
+    "_count",
+    "_means",
+    "_closed",
+    "_last_end",
+    "_displacement",
+    "_end_count",
+    "_straightness",
+    "_averaging",
+)
 
 
 def dot(a: Buckets, b: Buckets, xp: ModuleType) -> float:
@@ -347,18 +367,18 @@ class History:
         self.active = True
 
     def state_dict(self) -> dict[str, Any]:
-        """State as plain data and arrays."""
-        return {
-            "means": list(self.window_means),
-            "closed": self._closed,
-            "sum": self._sum,
-            "count": self._count,
-            "last_end": self._last_end,
-            "displacement": self._displacement,
-            "end_count": self._end_count,
-            "straightness": self._straightness,
-            "active": self.active,
-        }
+        """State as plain data and arrays; the arrays are the history's own."""
+        return {**take(self, _STATE), "observed": self._adapter is not None}
+
+    def load_state_dict(self, state: Mapping[str, Any], adapter: Adapter) -> None:
+        """Put back what `state_dict` gave.
+
+        Args:
+            state: The state.
+            adapter: The model that is observed.
+        """
+        put(self, _STATE, state)
+        self._adapter = adapter if state["observed"] else None
 
 
 class _Means(Sequence[Buckets]):

@@ -54,6 +54,9 @@ class JumpLimiter:
         xp: Array namespace of the buckets.
         config: Scales and the cap.
         kernels: Who takes the norms.
+
+    Attributes:
+        weight_norms: Norm of the weights by group, as measured last.
     """
 
     def __init__(
@@ -67,11 +70,11 @@ class JumpLimiter:
             ParamGroup.NORM: config.norm_scale,
             ParamGroup.BIAS: config.bias_scale,
         }
-        self._weight_norms: dict[ParamGroup, float] = {}
+        self.weight_norms: dict[ParamGroup, float] = {}
 
     def measure_weights(self, adapter: Adapter) -> None:
         """Note the norms of the weights, which caps are relative to."""
-        self._weight_norms = self._norms(adapter.read_params())
+        self.weight_norms = self._norms(adapter.read_params())
 
     def limit(
         self, prediction: Prediction, adapter: Adapter, gains: Mapping[ParamGroup, float] | None = None
@@ -101,7 +104,7 @@ class JumpLimiter:
                 expected="confidence in [0, 1] and a finite horizon",
                 fix="correct the predictor",
             )
-        if not self._weight_norms:
+        if not self.weight_norms:
             self.measure_weights(adapter)
         lengths = self._norms(prediction.deltas)
         if not all(map(math.isfinite, lengths.values())) or not math.isfinite(prediction.scale):
@@ -112,7 +115,7 @@ class JumpLimiter:
                 expected="finite numbers",
                 fix="the predictor is reset and the jump refused; check its inputs",
             )
-        whole = math.sqrt(sum(n * n for n in self._weight_norms.values()))
+        whole = math.sqrt(sum(n * n for n in self.weight_norms.values()))
         groups: dict[ParamGroup, float] = {}
         capped: list[ParamGroup] = []
         moved = wanted = 0.0
@@ -120,7 +123,7 @@ class JumpLimiter:
             factor = self._scales[group] * (gains or {}).get(group, 1.0)
             size = abs(prediction.scale) * factor * length
             wanted += size * size
-            limit = self._config.max_relative_jump * max(self._weight_norms.get(group, 0.0), 0.01 * whole)
+            limit = self._config.max_relative_jump * max(self.weight_norms.get(group, 0.0), 0.01 * whole)
             if size > limit:
                 factor *= limit / size
                 capped.append(group)

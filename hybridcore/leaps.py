@@ -265,6 +265,14 @@ class Leaps:
             self._corrections.landed(jump, share)
         self._reporter.jump(jump, trial.predictor if trial is not None else "", reason, share)
 
+    def state_dict(self) -> dict[str, Any]:
+        """The pending change, and the norms that caps are relative to."""
+        return {"pending": self.pending, "norms": dict(self._limiter.weight_norms)}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Put back what `state_dict` gave."""
+        self.pending, self._limiter.weight_norms = state["pending"], dict(state["norms"])
+
     def _limited(self, predictor: Predictor, name: str, horizon: float) -> tuple[Jump | None, str]:
         """The predictor's change within all limits, or None and why there is none."""
         if not predictor.ready(self._history):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import time
 from collections.abc import Mapping
 from io import TextIOWrapper
@@ -79,6 +80,7 @@ class MetricsWriter:
 
     def __init__(self, path: str | Path, *, step_every: int = 1) -> None:
         self.path = Path(path)
+        self._position: int | None = None
         self._step_every = step_every
         self._file: TextIOWrapper | None = None
         self._flushed = -math.inf
@@ -107,8 +109,32 @@ class MetricsWriter:
         if self._closed:
             raise ValueError(f"the metrics file {self.path} is closed")
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = self.path.open("w", encoding="utf-8", buffering=1 << 16)
+        if self._position is None:
+            self._file = self.path.open("w", encoding="utf-8", buffering=1 << 16)
+        else:
+            self._file = self.path.open("r+", encoding="utf-8", buffering=1 << 16)
+            self._file.truncate(self._position)
+            self._file.seek(self._position)
         return self._file
+
+    def go_on(self, position: int) -> None:
+        """Go on with an existing file after this many bytes; what follows them is cut off.
+
+        To be called before the first event.
+        """
+        self._position = position
+
+    def sync(self) -> int:
+        """Bring every line to the disk.
+
+        Returns:
+            Bytes of the file now.
+        """
+        file = self._file or self._open()
+        file.flush()
+        self._flushed = time.monotonic()
+        os.fsync(file.fileno())
+        return os.fstat(file.fileno()).st_size
 
     def close(self) -> None:
         """Flush and close; later events are errors, closing again is not."""

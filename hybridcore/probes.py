@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import attrs
 import numpy as np
 from numpy.typing import NDArray
 
+from hybridcore.checkpoint.attributes import put, take
 from hybridcore.errors import ProbeError
 from hybridcore.layout import Buckets
 from hybridcore.protocols import Adapter, ResidualAdapter
 
 __all__ = ["PairedDifference", "ProbeSet", "paired_difference"]
+
+_STATE = ("cost", "count", "_n_examples")
 
 FORWARD_COST = 1.0 / 3.0
 """Cost of a forward pass in units of a real step on as many examples."""
@@ -80,6 +83,7 @@ class ProbeSet:
 
     def __init__(self, batches: Iterable[Any], limit: int) -> None:
         self._batches: list[Any] = list(itertools.islice(batches, limit))
+        self._remembers = not self._batches
         self._limit = limit if not self._batches else len(self._batches)
         self.cost = 0.0
         self.count = 0
@@ -157,6 +161,16 @@ class ProbeSet:
         cost = FORWARD_COST * forwards * self._n_examples / max(per_step, 1.0)
         self.cost += cost
         return cost
+
+    def state_dict(self) -> dict[str, Any]:
+        """Counts, and the batches where they were remembered."""
+        return {**take(self, _STATE), "remembered": list(self._batches) if self._remembers else None}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Put back what `state_dict` gave."""
+        put(self, _STATE, state)
+        if state["remembered"] is not None:
+            self._batches = list(state["remembered"])
 
     def _losses(self, adapter: Adapter, index: int, batch: Any) -> NDArray[np.float64]:
         losses: Sequence[Any] | NDArray[np.float64] = adapter.probe_loss(batch)

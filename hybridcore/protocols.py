@@ -29,7 +29,9 @@ __all__ = [
     "Action",
     "Adapter",
     "Array",
+    "ArrayRef",
     "Buckets",
+    "CheckpointAdapter",
     "ClippingAdapter",
     "Controller",
     "Correction",
@@ -298,6 +300,48 @@ class ClippingAdapter(Adapter, Protocol):
         shortened to ``ratio * max(norm of the unit's weights, 1e-3)`` where it is longer. The setting is
         none of the state that `snapshot` copies.
         """
+        ...
+
+
+@attrs.frozen(slots=True)
+class ArrayRef:
+    """Place of an array in the plain data of a snapshot.
+
+    Attributes:
+        key: Its name among the arrays.
+        dtype: The framework's own name of its dtype, where NumPy has no such dtype or none is enough.
+        device: The framework's own name of its device.
+    """
+
+    key: str
+    dtype: str = ""
+    device: str = ""
+
+
+@runtime_checkable
+class CheckpointAdapter(Adapter, Protocol):
+    """An adapter with the capability ``"checkpoints"``: its snapshots can leave the process (F53)."""
+
+    def snapshot_state(self, snapshot: Snapshot) -> tuple[Mapping[str, NDArray[Any]], Any]:
+        """Take a snapshot apart.
+
+        Returns:
+            NumPy arrays by name, of a numeric or boolean dtype, bit for bit (other dtypes as the bits of a
+            type of the same size); and plain data: numbers, text, None, `ArrayRef`, and lists, tuples and
+            dictionaries of them.
+        """
+        ...
+
+    def snapshot_from_state(self, arrays: Mapping[str, NDArray[Any]], data: Any) -> Snapshot:
+        """The snapshot that `snapshot_state` took apart, also in another process.
+
+        Raises:
+            SnapshotError: It does not fit this model and optimizer.
+        """
+        ...
+
+    def export_weights(self, path: str) -> None:
+        """Write the weights of now as the framework's own users read them, into one safetensors file."""
         ...
 
 

@@ -121,6 +121,15 @@ class Reach:
         self._counted, self._samples = state["counted"], state["samples"]
         self.horizon = state["horizon"]
 
+    def whole_state(self) -> dict[str, Any]:
+        """The numbers and where the path began: all that a checkpoint needs."""
+        return {**self.state_dict(), "origin": self._origin}
+
+    def load_whole_state(self, state: dict[str, Any]) -> None:
+        """Put back what `whole_state` gave."""
+        self.load_state_dict(state)
+        self._origin = state["origin"]
+
     def forget_distance(self, state: dict[str, Any]) -> None:
         """After a failed trial: keep the steps counted, but take the distance from before it."""
         self._distance = state["distance"]

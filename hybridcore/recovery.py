@@ -313,7 +313,7 @@ class Recovery:
     # -- state -----------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything but the good states, as plain data; after loading, the state of that time is one."""
+        """State, the good states included."""
         return {
             "watch": self.watch.state_dict(),
             "policy": self.policy.state_dict(),
@@ -323,6 +323,9 @@ class Recovery:
             "actions": dict(self.actions),
             "resets": self._seeds.n_children_spawned,
             "rollbacks": [self._in_a_row, self._relax_at],
+            "begun": self._begun,
+            "record": self._record,
+            "states": self.states.state_dict(),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -335,3 +338,5 @@ class Recovery:
         self.actions = dict(state["actions"])
         self._seeds = np.random.SeedSequence(self._seeds.entropy, n_children_spawned=int(state["resets"]))
         self._in_a_row, self._relax_at = map(int, state["rollbacks"])
+        self._begun, self._record = bool(state["begun"]), state["record"]
+        self.states.load_state_dict(state["states"])

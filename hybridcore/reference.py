@@ -13,6 +13,7 @@ import array_api_compat.numpy as xp_numpy
 import attrs
 import numpy as np
 from numpy.typing import NDArray
+from safetensors import numpy as safetensors
 
 from hybridcore.errors import BatchError, ModelError, SnapshotError, TaskError
 from hybridcore.layout import Buckets, ParamGroup, ParamLayout
@@ -110,7 +111,7 @@ class ReferenceAdapter:
     name = "numpy"
     api_version = API_VERSION
     device = "cpu"
-    capabilities: frozenset[str] = frozenset({"learning-rate", "adaptive-clipping"})
+    capabilities: frozenset[str] = frozenset({"learning-rate", "adaptive-clipping", "checkpoints"})
 
     def __init__(self, model: AnalyticModel, params: Mapping[str, Any], optimizer: OptimizerSpec) -> None:
         self.xp: ModuleType = xp_numpy
@@ -276,6 +277,24 @@ class ReferenceAdapter:
         self._second = {n: v.copy() for n, v in second.items()}
         if rng is not None:
             self.model.rng.bit_generator.state = copy.deepcopy(rng)  # type: ignore[attr-defined]
+
+    def snapshot_state(self, snapshot: Any) -> tuple[dict[str, NDArray[Any]], Any]:
+        """Parameters and moments by name; the rest as plain data."""
+        kinds = zip(("params", "first", "second"), snapshot[:3], strict=True)
+        arrays = {f"{kind}.{name}": array for kind, group in kinds for name, array in group.items()}
+        return arrays, snapshot[3:]
+
+    def snapshot_from_state(self, arrays: Mapping[str, NDArray[Any]], data: Any) -> Any:
+        """The snapshot again."""
+        groups: dict[str, Params] = {"params": {}, "first": {}, "second": {}}
+        for key, array in arrays.items():
+            kind, _, name = key.partition(".")
+            groups[kind][name] = array
+        return (*groups.values(), *data)
+
+    def export_weights(self, path: str) -> None:
+        """Write the parameters by name, float64."""
+        safetensors.save_file(self.params, path)
 
     def snapshot_nbytes(self) -> int:
         """Bytes of parameters and moments."""

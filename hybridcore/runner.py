@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 import platform
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import attrs
 
@@ -18,16 +19,19 @@ from hybridcore import __version__
 from hybridcore.arms import plan_arm
 from hybridcore.averaging import RunningAverage
 from hybridcore.baseline import Baseline
+from hybridcore.checkpoint.engine_state import load_model
+from hybridcore.checkpoint.session import AVERAGE, BEST, RunCheckpoints
 from hybridcore.clock import Stopwatch
 from hybridcore.components import build_component, import_function
 from hybridcore.config import HybridConfig
 from hybridcore.configfile import config_to_dict, dump_config
-from hybridcore.errors import AdapterNotFoundError, DivergenceError, MetricsError, TaskError
+from hybridcore.errors import AdapterNotFoundError, CheckpointError, DivergenceError, MetricsError, TaskError
 from hybridcore.events import Event, EventBus, Listener
 from hybridcore.injection import Fault, inject, mislead
 from hybridcore.metrics import SCHEMA, MetricsWriter, plain_json
 from hybridcore.protocols import StepResult, TaskRun
 from hybridcore.records import AVERAGED, Evaluation, final_loss, loss_gap, speedup, speedup_bound
+from hybridcore.tasks.batches import skip_batches
 
 if TYPE_CHECKING:
     from hybridcore.plugins import Registry
@@ -79,6 +83,18 @@ class Stepper(Protocol):
         ...
 
 
+class Resumable(Stepper, Protocol):
+    """A stepper whose state can be saved."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that decides how it goes on."""
+        ...
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on where `state_dict` was taken."""
+        ...
+
+
 class Recipe(Protocol):
     """A way to train other than the engine and the plain loop, with the same records: a rival (F74)."""
 
@@ -126,6 +142,7 @@ def run_task(
     registry: Registry | None = None,
     baseline: tuple[Evaluation, ...] | None = None,
     faults: Sequence[Fault] = (),
+    resume: bool = False,
 ) -> RunResult:
     """Train, evaluate and record one arm.
 
@@ -137,11 +154,13 @@ def run_task(
         registry: Where names are looked up; loaded from the installed plugins if None.
         baseline: Evaluations of the paired baseline; without them `speedup` and `loss_gap` stay None.
         faults: Faults to inject; see `hybridcore.injection`.
+        resume: Go on with the run in `out_dir` from its newest sound checkpoint (F53).
 
     Returns:
         The result. A KeyboardInterrupt ends the run early and is noted there, not raised.
 
     Raises:
+        CheckpointError: There is no checkpoint to go on from, or this run can have none.
         HybridCoreError: The task cannot be built, a component is unknown, or the run diverged.
     """
     if registry is None:
@@ -153,7 +172,8 @@ def run_task(
 
         return tune(config, out_dir=out_dir, progress=progress, registry=registry, baseline=baseline).best
     plan = plan_arm(config, arm, registry)
-    return train(plan.config, arm, plan.engine, Path(out_dir), progress, registry, baseline, faults)
+    out = Path(out_dir)
+    return train(plan.config, arm, plan.engine, out, progress, registry, baseline, faults, resume)
 
 
 def train(
@@ -165,6 +185,7 @@ def train(
     registry: Registry,
     baseline: tuple[Evaluation, ...] | None = None,
     faults: Sequence[Fault] = (),
+    resume: bool = False,
 ) -> RunResult:
     """`run_task` after the arm is planned: with this configuration, under this label.
 
@@ -177,6 +198,7 @@ def train(
         registry: Where names are looked up.
         baseline: Evaluations of the paired baseline.
         faults: Faults to inject.
+        resume: Go on from the newest sound checkpoint.
     """
     task = build_task(config, registry) if isinstance(engine, bool) else engine.task(config, registry)
     events, clock = EventBus(), Stopwatch()
@@ -186,10 +208,32 @@ def train(
         events.listen(writer)
         if progress is not None:
             events.listen(progress)
+        saves = isinstance(engine, bool) and not faults and (config.checkpoint.every > 0 or resume)
+        if config.checkpoint.every and not saves:
+            logger.warning("arm %s writes no checkpoints: rivals and injected faults cannot be resumed", arm)
+        checkpoints = RunCheckpoints(config, arm, task.adapter, out_dir, writer) if saves else None
         with clock.paused():
-            events.emit(Event.RUN_START, **_start(config, arm, task))
-            (out_dir / "config.toml").write_text(dump_config(config), encoding="utf-8")
-        return _Loop(config, arm, task, events, clock, out_dir, faults).run(engine, registry, baseline)
+            if resume:
+                _require_resumable(checkpoints)
+                if progress is not None:
+                    progress(Event.RUN_START, _start(config, arm, task))
+            else:
+                if checkpoints is not None:
+                    checkpoints.require_none()
+                events.emit(Event.RUN_START, **_start(config, arm, task))
+                (out_dir / "config.toml").write_text(dump_config(config), encoding="utf-8")
+        loop = _Loop(config, arm, task, events, clock, out_dir, faults, checkpoints)
+        return loop.run(engine, registry, baseline, writer if resume else None)
+
+
+def _require_resumable(checkpoints: RunCheckpoints | None) -> None:
+    if checkpoints is None:
+        raise CheckpointError(
+            "this kind of run cannot be resumed",
+            where="--resume",
+            expected="the engine or the plain loop, without injected faults",
+            fix="begin a new run",
+        )
 
 
 class _Loop:
@@ -204,24 +248,40 @@ class _Loop:
         clock: Stopwatch,
         out_dir: Path,
         faults: Sequence[Fault] = (),
+        checkpoints: RunCheckpoints | None = None,
     ) -> None:
-        self._faults = faults
+        self._faults, self._checkpoints = faults, checkpoints
+        self._batches, self._consumed, self._stalled = iter(task.batches), 0, 0
         self._config, self._arm, self._task = config, arm, task
         self._events, self._clock, self._out_dir = events, clock, out_dir
         self._evaluations: list[Evaluation] = []
 
     def run(
-        self, engine: bool | Recipe, registry: Registry, baseline: tuple[Evaluation, ...] | None
+        self,
+        engine: bool | Recipe,
+        registry: Registry,
+        baseline: tuple[Evaluation, ...] | None,
+        record: MetricsWriter | None = None,
     ) -> RunResult:
+        """Train from the start or, where the record to go on with is given, from a checkpoint."""
         stepper, interrupted = self._stepper(engine, registry), False
+        if record is not None:
+            self._resume(cast(Resumable, stepper), record)
         try:
-            self._evaluate(stepper)
+            if record is None:
+                self._evaluate(stepper)
             self._train(stepper)
             stepper.finish()
             self._evaluate(stepper)
+            if self._checkpoints is not None and stepper.average is not None:
+                with stepper.averaged():
+                    self._checkpoints.export(AVERAGE)
         except KeyboardInterrupt:
             interrupted = True
             logger.warning("interrupted after %d real steps", stepper.real_steps)
+        finally:
+            if self._checkpoints is not None:
+                self._checkpoints.close()
         summary = self._summary(stepper, interrupted, baseline)
         self._events.emit(Event.RUN_END, **summary)
         write_json(
@@ -263,33 +323,69 @@ class _Loop:
         mislead(made.predictors.values(), self._faults, adapter, self._events)
         return made
 
+    def _resume(self, stepper: Resumable, record: MetricsWriter) -> None:
+        """Go on from the newest checkpoint that can be loaded."""
+        assert self._checkpoints is not None
+        with self._clock.paused():
+            for state in self._checkpoints.states():
+                try:
+                    stepper.load_state_dict(state["stepper"])
+                except Exception as error:  # whatever a component makes of a state that is not its own
+                    logger.warning("a checkpoint cannot be loaded: %s: %s", type(error).__name__, error)
+                    continue
+                break
+            skip_batches(self._batches, state["batches"])
+            load_model(self._task.adapter, state["stepper"]["model"])  # reading data may draw random numbers
+            self._checkpoints.went_on(state["batches"])
+        record.go_on(state["metrics"])
+        self._consumed, self._stalled = state["batches"], state["stalled"]
+        self._evaluations = list(state["evaluations"])
+        self._clock.resume(state["elapsed"])
+
     def _train(self, stepper: Stepper) -> None:
-        run, stalled = self._config.run, 0
-        for batch in self._task.batches:
-            before = stepper.real_steps
-            stepper.step(batch)
-            if stepper.real_steps == before:
-                stalled += 1
-                if stalled > _STALLED:
-                    raise DivergenceError(
-                        f"no real step in {stalled} batches",
-                        where=f"step {before}",
-                        fix="lower phases.predict_steps",
-                    )
-                continue
-            stalled = 0
-            if self._task.schedule_step is not None:
-                self._task.schedule_step()
-            if stepper.real_steps >= run.steps:
+        for batch in self._batches:
+            if self._use(batch, stepper):
                 return
-            if stepper.real_steps % run.evaluate_every == 0:
-                self._evaluate(stepper)
+            if self._checkpoints is not None:
+                with self._clock.paused():
+                    self._checkpoints.after_batch(self._consumed, cast(Resumable, stepper), self._state())
         raise TaskError(
-            f"the training batches ended after {stepper.real_steps} of {run.steps} real steps",
+            f"the training batches ended after {stepper.real_steps} of {self._config.run.steps} real steps",
             where=f"task {self._config.task.name!r}",
             expected="an endless stream of batches",
             fix="repeat the data, for example with itertools.cycle, or lower run.steps",
         )
+
+    def _use(self, batch: Any, stepper: Stepper) -> bool:
+        """Use one batch; whether it was the last."""
+        before, self._consumed = stepper.real_steps, self._consumed + 1
+        stepper.step(batch)
+        if stepper.real_steps == before:
+            self._stalled += 1
+            if self._stalled > _STALLED:
+                raise DivergenceError(
+                    f"no real step in {self._stalled} batches",
+                    where=f"step {before}",
+                    fix="lower phases.predict_steps",
+                )
+            return False
+        self._stalled = 0
+        if self._task.schedule_step is not None:
+            self._task.schedule_step()
+        if stepper.real_steps >= self._config.run.steps:
+            return True
+        if stepper.real_steps % self._config.run.evaluate_every == 0:
+            self._evaluate(stepper)
+        return False
+
+    def _state(self) -> dict[str, Any]:
+        """What the loop itself must know again."""
+        return {
+            "batches": self._consumed,
+            "stalled": self._stalled,
+            "evaluations": self._evaluations,
+            "elapsed": self._clock.elapsed(),
+        }
 
     def _evaluate(self, stepper: Stepper) -> None:
         self._task.adapter.synchronize()  # work still under way on the device is training time
@@ -312,6 +408,9 @@ class _Loop:
                 loss=float("inf") if loss is None else loss,
                 metrics=values,
             )
+            best = min((e.loss for e in self._evaluations), default=math.inf)
+            if self._checkpoints is not None and evaluation.loss < best:
+                self._checkpoints.export(BEST)
             self._evaluations.append(evaluation)
             record = attrs.asdict(evaluation)
             self._events.emit(Event.EVALUATION, **{**record.pop("metrics"), **record})

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import attrs
@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hybridcore.budget import Budget
+from hybridcore.checkpoint.attributes import put, take
 from hybridcore.config import HybridConfig, VerdictConfig
 from hybridcore.errors import MemoryBudgetError
 from hybridcore.history import History
@@ -24,7 +25,21 @@ from hybridcore.reach import Reach
 from hybridcore.state import Statistics
 from hybridcore.verdict import Reference, Verdict, judge
 
-__all__ = ["Trial", "TrialKeeper"]
+__all__ = ["Point", "Trial", "TrialKeeper"]
+
+_STATE = (
+    "trial",
+    "reserved",
+    "cost",
+    "seconds_per_probe",
+    "_examples",
+    "_point",
+    "_older",
+    "_pace",
+    "_previous",
+    "_unproven",
+    "_rate",
+)
 
 _SPARE = 3
 """Skipped steps in a trial that may be their batches' fault."""
@@ -451,6 +466,14 @@ class TrialKeeper:
         """Remember how many examples a real step uses, the unit of probe costs."""
         if examples > 0:
             self._examples = examples
+
+    def state_dict(self) -> dict[str, Any]:
+        """State, the open trial with its snapshots included."""
+        return take(self, _STATE)
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Put back what `state_dict` gave."""
+        put(self, _STATE, state)
 
     def _reference(self, cost: float, predicted: float, previous: Trial | None) -> tuple[Reference, float]:
         """The curve before a jump, per real step of the user's own optimizer, and its place in real steps.

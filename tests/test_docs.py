@@ -51,7 +51,7 @@ def test_commands_exist(page: Path) -> None:
     for line, _, text in blocks(page, "console"):
         for command in re.findall(r"^\$ hybridcore ([^\n#]*)", text, re.M):
             words = [w for w in command.split() if re.fullmatch(r"[a-z]+", w)]
-            depth = 2 if words[0] in {"config", "plugins"} else 1
+            depth = 2 if words[0] in {"checkpoints", "config", "plugins"} else 1
             found = _help(*words[:depth])
             for option in re.findall(r"--[a-z]+", command):
                 assert option in found, f"{page}:{line}: {command}"

@@ -23,6 +23,11 @@ app.command(
 )
 app.command("hybridcore.cli.sweep:sweep", name="sweep", help="Train every combination of some settings.")
 app.command("hybridcore.cli.report:report", name="report", help="Tables and figures of recorded runs.")
+app.command(
+    "hybridcore.cli.checkpoints:app",
+    name="checkpoints",
+    help="List, verify and prune the checkpoints of a run.",
+)
 app.command("hybridcore.cli.config:app", name="config", help="Write, check and show configurations.")
 app.command("hybridcore.cli.plugins:app", name="plugins", help="List, show and check installed plugins.")
 app.command("hybridcore.cli.doctor:doctor", name="doctor", help="Versions, devices and what is missing.")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import sys
 from collections.abc import Iterable, Mapping
 from datetime import datetime
@@ -15,13 +16,14 @@ from rich.text import Text
 from hybridcore.components import check_config
 from hybridcore.config import HybridConfig
 from hybridcore.configfile import apply_overrides, preset_data, preset_names, read_data
-from hybridcore.errors import HybridCoreError
+from hybridcore.errors import CheckpointError, HybridCoreError
 
 if TYPE_CHECKING:
     from hybridcore.plugins import Registry
 
 __all__ = [
     "errors",
+    "latest_run",
     "output",
     "print_error",
     "read_config",
@@ -104,9 +106,32 @@ def run_folder(config: HybridConfig, kind: str, out: Path | None) -> Path:
     """Where a run's files go: `out`, or a new sub-folder of ``run.directory``."""
     if out is not None:
         return out
-    task = config.task.name.replace(":", "-").replace("/", "-")
     stamp = datetime.now().strftime("%Y%m%d-%H%M%S-%f")[:-3]
-    return Path(config.run.directory) / f"{task}-{kind}-{stamp}"
+    return Path(config.run.directory) / f"{_prefix(config, kind)}{stamp}"
+
+
+def latest_run(config: HybridConfig, kind: str) -> Path:
+    """The newest folder that `run_folder` has named for this task and kind.
+
+    Raises:
+        CheckpointError: There is none.
+    """
+    prefix, parent = _prefix(config, kind), Path(config.run.directory)
+    pattern = re.compile(re.escape(prefix) + r"\d{8}-\d{6}-\d{3}")
+    found = [p for p in parent.iterdir() if pattern.fullmatch(p.name)] if parent.is_dir() else []
+    if not found:
+        raise CheckpointError(
+            "there is no run to go on with",
+            where=str(parent),
+            expected=f"a folder {prefix}<date>",
+            fix="name the folder of the run: --resume DIR",
+        )
+    return max(found, key=lambda path: path.name)
+
+
+def _prefix(config: HybridConfig, kind: str) -> str:
+    task = config.task.name.replace(":", "-").replace("/", "-")
+    return f"{task}-{kind}-"
 
 
 def set_up_logging(trace: bool) -> None:

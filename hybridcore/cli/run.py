@@ -7,7 +7,14 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from hybridcore.cli.common import errors, output, read_config, run_folder, set_up_logging
+from hybridcore.cli.common import (
+    errors,
+    latest_run,
+    output,
+    read_config,
+    run_folder,
+    set_up_logging,
+)
 from hybridcore.cli.progress import Progress
 from hybridcore.injection import parse_faults
 from hybridcore.records import read_run
@@ -28,6 +35,7 @@ def run(
     trace: Annotated[bool, Parameter(negative=())] = False,
     inject: str | None = None,
     out: Path | None = None,
+    resume: Annotated[bool | Path, Parameter(negative=())] = False,
 ) -> int:
     """Train one task and record it.
 
@@ -41,12 +49,17 @@ def run(
         inject: Faults to inject, such as nan@500,spike@900; kinds: nan, spike, poison, predictor, lr,
             plateau, weights.
         out: Folder for this run; a new one below run.directory by default.
+        resume: Go on with an interrupted run from its newest checkpoint: in the folder given here, or in the
+            latest one below run.directory of this task and arm.
     """
     checked, registry = read_config(config, set_ or (), framework, trace)
     measured = None if baseline is None else read_run(baseline).evaluations
     faults = parse_faults(inject or "")
-    folder = run_folder(checked, arm, out)
-    require_unused(folder)
+    if resume:
+        folder = resume if isinstance(resume, Path) else out or latest_run(checked, arm)
+    else:
+        folder = run_folder(checked, arm, out)
+        require_unused(folder)
     set_up_logging(trace)
     with Progress(errors()) as progress:
         result = run_task(
@@ -57,6 +70,7 @@ def run(
             registry=registry,
             baseline=measured,
             faults=faults,
+            resume=bool(resume),
         )
     console = output()
     console.print(summary_table(result.summary))

@@ -195,7 +195,7 @@ class LinUcb:
         return self.arms[key]
 
     def state_dict(self) -> dict[str, Any]:
-        """What each arm has learned, as plain data; a trial that is open is forgotten."""
+        """What each arm has learned, and the arm that is being played, as plain data."""
         return {
             "arms": [
                 {
@@ -205,8 +205,13 @@ class LinUcb:
                     "moment": arm.moment.tolist(),
                 }
                 for (name, multiplier), arm in self.arms.items()
-            ]
+            ],
+            "open": None if self._open is None else self._played(*self._open),
         }
+
+    @staticmethod
+    def _played(key: tuple[str, float], x: NDArray[np.float64], started: float) -> list[Any]:
+        return [*key, x.tolist(), time.perf_counter() - started]
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Put back what `state_dict` gave."""
@@ -214,3 +219,6 @@ class LinUcb:
         for row in state["arms"]:
             arm = self._arm((row["predictor"], row["multiplier"]))
             arm.gram, arm.moment = np.array(row["gram"]), np.array(row["moment"])
+        if state["open"] is not None:
+            name, multiplier, x, seconds = state["open"]
+            self._open = (name, multiplier), np.array(x), time.perf_counter() - seconds

@@ -344,7 +344,7 @@ class CorrectionKeeper:
             self.store.save(self._config.store)
 
     def state_dict(self) -> dict[str, Any]:
-        """Store and corrector as plain data and arrays; a change under watch is not part of it."""
+        """Store, corrector, and the change under watch."""
         return {
             "store": self.store.state_dict(),
             "corrector": self.corrector.state_dict(),
@@ -353,6 +353,9 @@ class CorrectionKeeper:
             "sampled": self._sampled,
             "refuted": self._refuted,
             "skip": self._skip,
+            "asked": self._asked,
+            "realised": self._realised,
+            "open": self._open,
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -362,4 +365,4 @@ class CorrectionKeeper:
         self._rng.bit_generator.state = state["rng"]
         self._since, self._sampled = int(state["since"]), int(state["sampled"])
         self._refuted, self._skip = int(state["refuted"]), int(state["skip"])
-        self._open = self._asked = None
+        self._asked, self._realised, self._open = state["asked"], state["realised"], state["open"]

@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Batch", "BatchStream", "ShuffledBatches", "batches_of", "split_indices"]
+from hybridcore.errors import TaskError
+
+__all__ = [
+    "Batch",
+    "BatchStream",
+    "ConvertedBatches",
+    "ShuffledBatches",
+    "batches_of",
+    "skip_batches",
+    "split_indices",
+]
 
 Batch = tuple[NDArray[Any], ...]
 """Arrays whose first axes run over the same examples."""
@@ -73,6 +84,10 @@ class BatchStream(Iterator[Batch]):
         self._epoch = -1
         self._order: NDArray[np.int64] = np.empty(0, np.int64)
 
+    def skip(self, count: int) -> None:
+        """Pass over the next `count` batches at no cost."""
+        self.position += count
+
     def __next__(self) -> Batch:
         size, count = self._source.batch_size, self._source.count
         start, stop = self.position * size, (self.position + 1) * size
@@ -85,6 +100,62 @@ class BatchStream(Iterator[Batch]):
             start += parts[-1].size
         self.position += 1
         return self._source.gather(np.concatenate(parts))
+
+
+class ConvertedBatches(Iterator[Any]):
+    """Batches in a framework's own arrays; one that comes again and again is converted once.
+
+    Args:
+        batches: NumPy batches.
+        convert: Makes the framework's batch of one.
+
+    Example:
+        >>> stream = ConvertedBatches(iter([(1,), (2,), (3,)]), list)
+        >>> stream.skip(2)
+        >>> next(stream)
+        [3]
+    """
+
+    def __init__(self, batches: Iterable[Any], convert: Callable[[Any], Any]) -> None:
+        self._batches, self._convert = iter(batches), convert
+        self._last: Any = None
+        self._converted: Any = None
+
+    def skip(self, count: int) -> None:
+        """Pass over the next `count` batches."""
+        skip_batches(self._batches, count)
+
+    def __next__(self) -> Any:
+        batch = next(self._batches)
+        if batch is not self._last:
+            self._last, self._converted = batch, self._convert(batch)
+        return self._converted
+
+
+def skip_batches(batches: Iterator[Any], count: int) -> None:
+    """Pass over batches: by the stream's own method `skip`, where it has one, or by reading them.
+
+    Raises:
+        TaskError: The stream ends before.
+
+    Example:
+        >>> stream = iter("abc")
+        >>> skip_batches(stream, 2)
+        >>> next(stream)
+        'c'
+    """
+    own = getattr(batches, "skip", None)
+    if callable(own):
+        own(count)
+        return
+    read = sum(1 for _ in itertools.islice(batches, count))
+    if read < count:
+        raise TaskError(
+            f"the training batches ended after {read} of the {count} that the run has used",
+            where="task",
+            expected="the same stream of batches as before",
+            fix="give the task the data that the run was begun with",
+        )
 
 
 def batches_of(gather: Gather, indices: Sequence[int] | NDArray[np.int64], size: int) -> tuple[Batch, ...]:

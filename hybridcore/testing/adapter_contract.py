@@ -7,16 +7,21 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import attrs
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from safetensors import safe_open
+from safetensors.numpy import load, save
 
+from hybridcore.checkpoint.codec import Decoder, Encoder
+from hybridcore.checkpoint.engine_state import Moment
 from hybridcore.errors import BatchError, DeltaError, SnapshotError
 from hybridcore.layout import Buckets, ParamGroup
-from hybridcore.protocols import API_VERSION, Adapter, ClippingAdapter, RateAdapter
+from hybridcore.protocols import API_VERSION, Adapter, CheckpointAdapter, ClippingAdapter, RateAdapter
 
 __all__ = ["AdapterContract", "AdapterFixture"]
 
@@ -546,3 +551,35 @@ class AdapterContract:
         assert json.loads(json.dumps(state)) == state
         fresh.adapter.load_state_dict(state)
         assert fresh.adapter.state_dict() == state
+
+    def test_snapshots_leave_the_process_and_come_back(self) -> None:
+        fixture, fresh = self.make(), self.make()
+        adapter, other = fixture.adapter, fresh.adapter
+        if "checkpoints" not in adapter.capabilities:
+            pytest.skip("no capability 'checkpoints'")
+        assert isinstance(adapter, CheckpointAdapter)
+        assert isinstance(other, CheckpointAdapter)
+        _train(fixture)
+        counters = adapter.state_dict()
+        snapshot = adapter.snapshot()
+        adapter.load_state_dict(counters)
+        encoder = Encoder(adapter.snapshot_state, adapter.xp)
+        tree = json.loads(json.dumps(encoder.encode(Moment(snapshot)), allow_nan=False))
+        expected = [adapter.train_step(batch).loss for batch in fixture.batches]
+        arrays = load(save(encoder.arrays))
+        decoder = Decoder(arrays, other.snapshot_from_state, other.xp, other.read_params())
+        other.restore(decoder.decode(tree).snapshot)
+        other.load_state_dict(counters)
+        assert [other.train_step(batch).loss for batch in fresh.batches] == expected
+        for one, two in zip(_values(adapter), _values(other), strict=True):
+            assert one.tobytes() == two.tobytes()
+
+    def test_exported_weights_are_safetensors(self, tmp_path: Path) -> None:
+        adapter = self.make().adapter
+        if "checkpoints" not in adapter.capabilities:
+            pytest.skip("no capability 'checkpoints'")
+        assert isinstance(adapter, CheckpointAdapter)
+        path = tmp_path / "weights.safetensors"
+        adapter.export_weights(str(path))
+        with safe_open(str(path), framework="numpy") as file:
+            assert len(list(file.keys())) >= 1

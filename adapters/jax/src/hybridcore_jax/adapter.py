@@ -17,6 +17,7 @@ from hybridcore.errors import ModelError, ProbeError, SnapshotError
 from hybridcore.layout import Buckets, ParamGroup, ParamLayout
 from hybridcore.protocols import API_VERSION, StepResult
 from hybridcore_jax.buckets import BucketStore
+from hybridcore_jax.checkpoints import export, put_together, take_apart
 from hybridcore_jax.interfaces import Parts, parts_of
 from hybridcore_jax.interfaces.base import PureModel
 from hybridcore_jax.jump_rules import after_jump, moment_statistics, rescale_velocity
@@ -60,7 +61,7 @@ class JaxAdapter:
 
     Attributes:
         capabilities: ``"batch-statistics"`` where the model keeps running statistics, next to
-            ``"accumulation"``.
+            ``"accumulation"`` and ``"checkpoints"``.
 
     Raises:
         ModelError: There is nothing to train, or the arguments exclude each other.
@@ -134,7 +135,9 @@ class JaxAdapter:
         self._rate = LearningRate(learning_rate, self.opt_state)
         self.momentum_memory = momentum_memory(optimizer, params, self.opt_state)
         kept = train_step is None and self._losses.stateful
-        self.capabilities = frozenset({"accumulation"} | ({"batch-statistics"} if kept else set()))
+        self.capabilities = frozenset(
+            {"accumulation", "checkpoints"} | ({"batch-statistics"} if kept else set())
+        )
         self._updates = self._skipped = 0
         self._shared = False
 
@@ -315,6 +318,22 @@ class JaxAdapter:
             )
         snapshot.check(self.layout, self._state)
         self._state, self._updates = self._copied(snapshot.state), snapshot.updates
+
+    def snapshot_state(self, snapshot: Any) -> tuple[dict[str, NDArray[Any]], Any]:
+        """NumPy arrays and plain data of a snapshot, for checkpoints (F53)."""
+        return take_apart(snapshot)
+
+    def snapshot_from_state(self, arrays: Mapping[str, NDArray[Any]], data: Any) -> JaxSnapshot:
+        """The snapshot again, with the shardings of this adapter's state.
+
+        Raises:
+            SnapshotError: It does not fit the model and optimizer.
+        """
+        return put_together(arrays, data, self.layout, self._state)
+
+    def export_weights(self, path: str) -> None:
+        """Write the parameters by dotted name as safetensors."""
+        export(self.params, path)
 
     def snapshot_nbytes(self) -> int:
         """Bytes that one snapshot takes now."""

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
+from functools import partial
 from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
 from hybridcore.errors import TaskError
 from hybridcore.protocols import API_VERSION, Problem, TaskRun
+from hybridcore.tasks.batches import ConvertedBatches
 
 if TYPE_CHECKING:
     import jax
@@ -41,6 +43,7 @@ class JaxFramework:
             TaskError: The model, the optimizer, the schedule or the device is unknown.
         """
         from hybridcore_jax.adapter import JaxAdapter
+        from hybridcore_jax.batches import to_device
         from hybridcore_jax.interfaces.base import PureModel
         from hybridcore_jax.models import build_model
         from hybridcore_jax.models.quadratic import noisy_batches
@@ -63,7 +66,7 @@ class JaxFramework:
         validation = _moved(problem.validation, place)
         return TaskRun(
             adapter=adapter,
-            batches=_stream(batches, place),
+            batches=ConvertedBatches(batches, partial(to_device, device=place)),
             probes=_moved(problem.probes, place),
             evaluate=lambda: built.evaluate(adapter.params, adapter.train_state.model_state, validation),
         )
@@ -116,17 +119,6 @@ def _moved(batches: Iterable[Any], device: jax.Device) -> tuple[Any, ...]:
     from hybridcore_jax.batches import to_device
 
     return tuple(to_device(batch, device) for batch in batches)
-
-
-def _stream(batches: Iterable[Any], device: jax.Device) -> Iterator[Any]:
-    """Batches as arrays; one that comes again and again (full batch) is moved once."""
-    from hybridcore_jax.batches import to_device
-
-    last = arrays = None
-    for batch in batches:
-        if batch is not last:
-            last, arrays = batch, to_device(batch, device)
-        yield arrays
 
 
 FRAMEWORK = JaxFramework()

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from importlib import metadata
 from typing import Any
 
 from hybridcore.errors import TaskError
 from hybridcore.protocols import API_VERSION, Problem, TaskRun
+from hybridcore.tasks.batches import ConvertedBatches
 from hybridcore_tensorflow.installed import require_tensorflow
 
 __all__ = ["FRAMEWORK", "TensorFlowFramework"]
@@ -57,7 +58,7 @@ class TensorFlowFramework:
             probes = tuple(_tensors(batch) for batch in problem.probes)
         return TaskRun(
             adapter=adapter,
-            batches=_stream(problem.batches()),
+            batches=ConvertedBatches(problem.batches(), _tensors),
             probes=probes,
             evaluate=lambda: built.evaluate(validation),
         )
@@ -93,15 +94,6 @@ def _tensors(batch: Iterable[Any]) -> tuple[Any, ...]:
     import tensorflow as tf
 
     return tuple(tf.convert_to_tensor(array) for array in batch)
-
-
-def _stream(batches: Iterable[Any]) -> Iterator[Any]:
-    """Batches as tensors; one that comes again and again (full batch) is converted once."""
-    last = tensors = None
-    for batch in batches:
-        if batch is not last:
-            last, tensors = batch, _tensors(batch)
-        yield tensors
 
 
 FRAMEWORK = TensorFlowFramework()

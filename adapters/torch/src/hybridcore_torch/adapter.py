@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from types import ModuleType
@@ -17,6 +18,7 @@ from hybridcore.errors import ModelError, ProbeError
 from hybridcore.layout import Buckets, ParamGroup, ParamLayout
 from hybridcore.protocols import API_VERSION, StepResult
 from hybridcore_torch.buckets import BucketStore
+from hybridcore_torch.checkpoints import export, put_together, take_apart
 from hybridcore_torch.jump_rules import drop_curvature_pairs, has_velocity, moment_statistics
 from hybridcore_torch.losses import Autocast, LossCaller
 from hybridcore_torch.modes import BufferGuard, evaluation_mode, fixed_randomness, tracked_norms
@@ -61,8 +63,8 @@ class TorchAdapter:
     Attributes:
         capabilities: ``"batch-statistics"`` where BatchNorm layers learn running statistics and
             ``"residuals"`` where `residual_fn` is given, next to ``"accumulation"``,
-            ``"adaptive-clipping"``, ``"closure"``, ``"learning-rate"`` and
-            ``"mixed-precision"``.
+            ``"adaptive-clipping"``, ``"checkpoints"``, ``"closure"``,
+            ``"learning-rate"`` and ``"mixed-precision"``.
 
     Raises:
         ModelError: There is nothing to train, or the arguments exclude each other.
@@ -102,6 +104,7 @@ class TorchAdapter:
         capabilities = {
             "accumulation",
             "adaptive-clipping",
+            "checkpoints",
             "closure",
             "learning-rate",
             "mixed-precision",
@@ -272,6 +275,22 @@ class TorchAdapter:
         self._runner.measure_next()
         self._runner.pending = snapshot.pending
 
+    def snapshot_state(self, snapshot: Any) -> tuple[dict[str, NDArray[Any]], Any]:
+        """NumPy arrays and plain data of a snapshot, for checkpoints (F53)."""
+        return take_apart(snapshot)
+
+    def snapshot_from_state(self, arrays: Mapping[str, NDArray[Any]], data: Any) -> TorchSnapshot:
+        """The snapshot again, on the devices it was taken from.
+
+        Raises:
+            SnapshotError: A dtype or a device does not exist here.
+        """
+        return put_together(arrays, data, self.layout)
+
+    def export_weights(self, path: str) -> None:
+        """Write the model's ``state_dict()`` as safetensors; read it with `safetensors.torch.load_file`."""
+        export(self._base, path)
+
     def snapshot_nbytes(self) -> int:
         """Bytes that one snapshot takes now."""
         return self._keeper.nbytes()
@@ -329,15 +348,23 @@ class TorchAdapter:
             torch.cuda.synchronize(device)
 
     def state_dict(self) -> dict[str, Any]:
-        """Counters and the waiting momentum rule, as plain data."""
+        """Counters, the waiting momentum rule and the gradient norm that is repeated, as plain data."""
         runner = self._runner
-        return {"real_steps": runner.real_steps, "skipped": self._skipped, "pending": runner.pending}
+        return {
+            "real_steps": runner.real_steps,
+            "skipped": self._skipped,
+            "pending": runner.pending,
+            "norm": [runner.since_norm, None if math.isnan(runner.last_norm) else runner.last_norm],
+        }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Put back what `state_dict` gave."""
         self._runner.real_steps = int(state["real_steps"])
         self._skipped = int(state["skipped"])
         self._runner.pending = bool(state["pending"])
+        since, last = state["norm"]
+        self._runner.since_norm = int(since)
+        self._runner.last_norm = math.nan if last is None else float(last)
 
     # For hosts that call `optimizer.step()` themselves
 

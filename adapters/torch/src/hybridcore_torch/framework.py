@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from hybridcore.errors import TaskError
 from hybridcore.protocols import API_VERSION, OptimizerSpec, Problem, TaskRun
+from hybridcore.tasks.batches import ConvertedBatches
 
 if TYPE_CHECKING:
-    import torch
+    pass
 
 __all__ = ["FRAMEWORK", "TorchFramework"]
 
@@ -72,7 +74,7 @@ class TorchFramework:
         validation = [to_device(batch, place) for batch in problem.validation]
         return TaskRun(
             adapter=adapter,
-            batches=_stream(problem.batches(), place),
+            batches=ConvertedBatches(problem.batches(), partial(to_device, device=place)),
             probes=tuple(to_device(batch, place) for batch in problem.probes),
             evaluate=lambda: built.evaluate(built.model, validation),
             schedule_step=schedule.step if schedule is not None else None,
@@ -93,17 +95,6 @@ class TorchFramework:
 
         count = torch.cuda.device_count() if torch.cuda.is_available() else 0
         return ("cpu", *(f"cuda:{i}" for i in range(count)))
-
-
-def _stream(batches: Iterable[Any], device: torch.device) -> Iterator[Any]:
-    """Batches as tensors; one that comes again and again (full batch) is converted once."""
-    from hybridcore_torch.batches import to_device
-
-    last = tensors = None
-    for batch in batches:
-        if batch is not last:
-            last, tensors = batch, to_device(batch, device)
-        yield tensors
 
 
 FRAMEWORK = TorchFramework()

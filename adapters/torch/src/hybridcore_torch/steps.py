@@ -44,6 +44,10 @@ class StepRunner:
         grad_norm: Measure the gradient norm even when it is not needed for clipping.
         norm_every: On the CPU, models of up to `SMALL_MODEL` weights measure it every this many steps.
 
+    Attributes:
+        since_norm: Steps until the norm is measured again.
+        last_norm: The norm measured last.
+
     Raises:
         ModelError: The combination is not possible in PyTorch.
     """
@@ -83,9 +87,9 @@ class StepRunner:
         self._found, self._one = torch.zeros(1), torch.ones(1)
         self._plain: bool | None = None
         self._norm_every = norm_every
-        self._since_norm = 0
+        self.since_norm = 0
         self._total = sum(p.numel() for p in self._params)
-        self._last_norm = math.nan
+        self.last_norm = math.nan
         self._inside = False
         self.pending = False
         self.unit_ratio: float | None = None
@@ -214,13 +218,13 @@ class StepRunner:
             return loss.item(), math.nan
         gradients = [p.grad for p in self._params if p.grad is not None]
         if self._limit is None and self._cheap_check(gradients):
-            if self._since_norm == 0 or self._total > SMALL_MODEL:
-                self._last_norm = self._dot_norm(gradients)
-                self._since_norm = self._norm_every
-            self._since_norm -= 1
-            if self._total > SMALL_MODEL or self._since_norm == self._norm_every - 1:
-                return loss.item(), self._last_norm
-            return loss.item(), self._last_norm if self._all_finite(gradients) else math.nan
+            if self.since_norm == 0 or self._total > SMALL_MODEL:
+                self.last_norm = self._dot_norm(gradients)
+                self.since_norm = self._norm_every
+            self.since_norm -= 1
+            if self._total > SMALL_MODEL or self.since_norm == self._norm_every - 1:
+                return loss.item(), self.last_norm
+            return loss.item(), self.last_norm if self._all_finite(gradients) else math.nan
         norm = _norm(gradients)
         if loss.is_cuda:
             value, size = torch.stack((loss.float(), norm.to(loss.device).float())).tolist()
@@ -233,7 +237,7 @@ class StepRunner:
 
     def measure_next(self) -> None:
         """Measure the gradient norm at the next step, so that a restored run repeats itself exactly."""
-        self._since_norm = 0
+        self.since_norm = 0
 
     def _cheap_check(self, gradients: list[torch.Tensor]) -> bool:
         """Whether all gradients are plain float32 arrays in the host's memory; found at the first step."""

@@ -1,0 +1,187 @@
+"""One checkpoint on disk: written beside its place and renamed into it, read only after its checksums."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import stat
+from pathlib import Path
+from typing import Any
+
+import attrs
+from safetensors import SafetensorError
+from safetensors import numpy as safetensors
+
+from hybridcore.checkpoint.codec import Arrays
+from hybridcore.checkpoint.manifest import FileEntry, Manifest, parse_json
+from hybridcore.errors import CheckpointError
+
+__all__ = ["UNFINISHED", "Contents", "discard", "read", "read_manifest", "verify", "write"]
+
+ARRAYS, STATE, MANIFEST = "arrays.safetensors", "state.json", "manifest.json"
+UNFINISHED = ".unfinished-"
+"""Prefix of a folder that is being written or removed."""
+
+
+@attrs.frozen(eq=False)
+class Contents:
+    """A checkpoint in memory.
+
+    Attributes:
+        step: Real steps so far.
+        batches: Batches consumed so far.
+        belongs_to: See `Manifest`.
+        tree: What `Encoder.encode` gave.
+        arrays: The encoder's arrays.
+    """
+
+    step: int
+    batches: int
+    belongs_to: dict[str, Any]
+    tree: Any
+    arrays: Arrays
+
+
+def write(contents: Contents, folder: Path, version: str) -> None:
+    """Write a checkpoint so that a reader sees all of it or nothing, also after a power cut.
+
+    Raises:
+        CheckpointError: The disk is full, the folder cannot be written, or the like; what was there stays.
+    """
+    parent, unfinished = folder.parent, folder.with_name(UNFINISHED + folder.name)
+    try:
+        parent.mkdir(parents=True, exist_ok=True)
+        discard(unfinished)
+        unfinished.mkdir()
+        safetensors.save_file(contents.arrays, unfinished / ARRAYS)
+        text = json.dumps(contents.tree, separators=(",", ":"), allow_nan=False)
+        (unfinished / STATE).write_text(text, encoding="utf-8")
+        files = {name: _entry(unfinished / name) for name in (ARRAYS, STATE)}
+        manifest = Manifest(contents.step, contents.batches, files, contents.belongs_to, version)
+        (unfinished / MANIFEST).write_bytes(manifest.dump())
+        for name in (ARRAYS, STATE, MANIFEST):
+            _sync(unfinished / name)
+        _sync(unfinished)
+        if folder.exists():
+            discard(folder)
+        os.replace(unfinished, folder)  # noqa: PTH105 - Path.replace is the same call
+        _sync(parent)
+    except (OSError, SafetensorError, ValueError) as error:
+        shutil.rmtree(unfinished, ignore_errors=True)
+        raise CheckpointError(
+            f"a checkpoint cannot be written: {error}",
+            where=str(folder),
+            expected="a folder that can be written, and room on its disk",
+            fix="free room, or set checkpoint.directory",
+        ) from error
+
+
+def _entry(path: Path) -> FileEntry:
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    return FileEntry(path.stat().st_size, digest)
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def discard(folder: Path) -> None:
+    """Remove a checkpoint; an interruption leaves a folder that is none, never half a checkpoint."""
+    if not folder.exists():
+        return
+    doomed = folder
+    if not folder.name.startswith(UNFINISHED):
+        doomed = folder.with_name(f"{UNFINISHED}removed-{folder.name}")
+        shutil.rmtree(doomed, ignore_errors=True)
+        folder.rename(doomed)
+    shutil.rmtree(doomed)
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """The manifest of a checkpoint.
+
+    Raises:
+        CheckpointError: It is missing, damaged, or of another format.
+    """
+    return Manifest.parse(_content(folder / MANIFEST, 1 << 20), str(folder / MANIFEST))
+
+
+def verify(folder: Path) -> Manifest:
+    """Compare all files with their checksums.
+
+    Raises:
+        CheckpointError: One is missing, cut off or changed.
+    """
+    manifest = read_manifest(folder)
+    for name, entry in manifest.files.items():
+        _regular(folder / name)
+        if _entry(folder / name) != entry:
+            _changed(folder / name, entry)
+    return manifest
+
+
+def read(folder: Path) -> Contents:
+    """Read a checkpoint whose checksums are right.
+
+    Raises:
+        CheckpointError: It is not sound.
+    """
+    manifest = read_manifest(folder)
+    held = {}
+    for name, entry in manifest.files.items():
+        held[name] = _content(folder / name, entry.nbytes)
+        if FileEntry(len(held[name]), hashlib.sha256(held[name]).hexdigest()) != entry:
+            _changed(folder / name, entry)
+    try:
+        arrays = safetensors.load(held[ARRAYS])
+    except (SafetensorError, ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
+        raise CheckpointError(
+            f"the arrays of a checkpoint are damaged: {error}",
+            where=str(folder / ARRAYS),
+            fix="use an older checkpoint",
+        ) from error
+    tree = parse_json(held[STATE], str(folder / STATE))
+    return Contents(manifest.step, manifest.batches, manifest.belongs_to, tree, arrays)
+
+
+def _regular(path: Path) -> None:
+    try:
+        mode = path.lstat().st_mode
+    except OSError as error:
+        raise CheckpointError(
+            f"a file of a checkpoint cannot be read: {error.strerror}",
+            where=str(path),
+            fix="use an older checkpoint",
+        ) from None
+    if not stat.S_ISREG(mode):
+        raise CheckpointError(
+            "a file of a checkpoint is no plain file", where=str(path), expected="a file, not a link"
+        )
+
+
+def _content(path: Path, most: int) -> bytes:
+    """Content of a plain file, at most one byte more than `most`."""
+    _regular(path)
+    try:
+        with path.open("rb") as file:
+            return file.read(most + 1)
+    except OSError as error:
+        raise CheckpointError(
+            f"a file of a checkpoint cannot be read: {error.strerror}", where=str(path)
+        ) from None
+
+
+def _changed(path: Path, entry: FileEntry) -> None:
+    raise CheckpointError(
+        "a file of a checkpoint is not what was written",
+        where=str(path),
+        expected=f"{entry.nbytes} bytes with the checksum {entry.sha256[:16]}...",
+        fix="use an older checkpoint",
+    )
