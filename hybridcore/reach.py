@@ -27,6 +27,10 @@ class Reach:
     ``-eta g_t``, for Adam about ``-eta (1 - beta) g_t / sqrt(v_t)``. Without that correction, correlated
     updates make the sum too small and the steps of Adam diverge.
 
+    Where fresh parts grow, as on leaving a plateau, the sum of the past says too little about steps to come,
+    and h would be too long just where the loss begins to fall. So the sum is never taken as less than if all
+    steps had been as large as the last two samples.
+
     The sum is sampled: after the first steps only every `interval` steps, each sample counting for the
     steps since the one before it.
 
@@ -47,6 +51,7 @@ class Reach:
         self._origin: Buckets | None = None
         self._work: Buckets | None = None
         self._sum = 0.0
+        self._recent = math.nan
         self._distance = 0.0
         self._counted = 0
         self._samples = 0
@@ -89,13 +94,18 @@ class Reach:
         if not math.isfinite(squared):
             return
         self._sum += squared * (step - self._counted)
+        self._recent = squared if math.isnan(self._recent) else 0.5 * (self._recent + squared)
         self._counted = step
         self._samples += 1
         gap = math.sqrt(float(kernels.gram([self._moved(adapter, self._origin)], self._xp)[0, 0]))
         if math.isfinite(gap):
             self._distance = max(self._distance, gap)
-        if self._sum > 0.0:
-            self.horizon = self._distance / math.sqrt(self._sum)
+        self._settle()
+
+    def _settle(self) -> None:
+        whole = max(self._sum, self._counted * self._recent)
+        if whole > 0.0:
+            self.horizon = self._distance / math.sqrt(whole)
 
     def _moved(self, adapter: Adapter, origin: Buckets) -> Buckets:
         """The path's displacement so far, in a buffer of its own that the next call overwrites."""
@@ -109,6 +119,7 @@ class Reach:
         """The numbers, without the origin, as plain data."""
         return {
             "sum": self._sum,
+            "recent": self._recent,
             "distance": self._distance,
             "counted": self._counted,
             "samples": self._samples,
@@ -118,6 +129,7 @@ class Reach:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Put back what `state_dict` gave."""
         self._sum, self._distance = state["sum"], state["distance"]
+        self._recent = state["recent"]
         self._counted, self._samples = state["counted"], state["samples"]
         self.horizon = state["horizon"]
 
@@ -133,5 +145,4 @@ class Reach:
     def forget_distance(self, state: dict[str, Any]) -> None:
         """After a failed trial: keep the steps counted, but take the distance from before it."""
         self._distance = state["distance"]
-        if self._sum > 0.0:
-            self.horizon = self._distance / math.sqrt(self._sum)
+        self._settle()

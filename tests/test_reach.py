@@ -10,6 +10,7 @@ import pytest
 
 from hybridcore.config import HistoryConfig
 from hybridcore.history import History
+from hybridcore.kernels import REFERENCE
 from hybridcore.protocols import OptimizerSpec
 from hybridcore.reach import Reach
 from hybridcore.reference import quadratic
@@ -112,3 +113,41 @@ def test_state_round_trip():
     walk(quadratic(9), 10, reach)
     other.load_state_dict(reach.state_dict())
     assert other.state_dict() == reach.state_dict()
+
+
+def test_growing_updates_shorten_the_reach_at_once():
+    """Nine small steps and then large ones: the sum of the past alone would say sqrt(sum) of small ones."""
+
+    class Path:
+        momentum_memory = 1.0
+
+        def __init__(self):
+            self.w = np.zeros(4, np.float32)
+
+        def read_params(self, out=None):
+            return (self.w.copy(),)
+
+    class Updates:
+        kernels = REFERENCE
+
+        def __init__(self, u):
+            self.u = u
+
+        def updates(self):
+            return (self.u,), None
+
+    def reach(sizes):
+        path, found = Path(), Reach(xp)
+        found.start(path)
+        for step, size in enumerate(sizes, 1):
+            u = np.zeros(4, np.float32)
+            u[step % 4] = size
+            path.w += u
+            if found.due(step):
+                found.sample(step, Updates(u), path)
+        return found.horizon, float(np.linalg.norm(path.w))
+
+    horizon, far = reach([0.01] * 9 + [1.0, 1.0])
+    assert horizon == pytest.approx(far / np.sqrt(11 * 0.5 * (0.5 * (0.01**2 + 1.0) + 1.0)), rel=1e-4)
+    falling, far = reach([1.0] * 9 + [0.01, 0.01])
+    assert falling == pytest.approx(far / np.sqrt(9 * 1.0 + 2 * 0.01**2), rel=1e-4)
