@@ -253,16 +253,14 @@ def falling_back(failures: list[Any]) -> bool:
 def rollouts(failures: list[Any]) -> list[dict[str, Any]]:
     """Ensembles on the GPU against float64 on the CPU, and times (F70).
 
-    Weights of deviation ``1 / sqrt(hidden)`` let rounding fade, as in a trained model; 0.2 is chaotic for wide
-    states and long horizons: there float32 itself leaves the exact path, and a kernel is right where it is no
-    further away than twice the farther of PyTorch's own two paths in float32.
+    Weights of deviation ``1 / sqrt(hidden)`` let rounding fade; 0.2 is chaotic for wide states and long
+    horizons: there float32 itself leaves the exact path, and a kernel is right where it is no further away
+    than twice the farther of PyTorch's own two paths in float32.
     """
     from hybridcore.protocols import Ensemble
 
     kernels, rows_ = CupyKernels(), []
-    print(
-        "rollout: members x horizon x hidden, weights   error   torch GPU, CPU   kernel us   torch GPU, CPU us"
-    )
+    print("rollout: members x horizon x hidden, weights  error  torch GPU, CPU  kernel us  torch GPU, CPU us")
     cases = [(m, t, h, 0.2) for m, t, h in ((1, 20, 64), (5, 20, 64), (5, 20, 256), (8, 80, 256))]
     cases += [(5, 20, 256, 256**-0.5), (8, 80, 256, 256**-0.5)]
     for members, horizon, width, deviation in cases:

@@ -9,12 +9,12 @@ from collections.abc import Callable, Iterator, Mapping
 from types import ModuleType
 from typing import Any, TypeVar
 
-import array_api_compat
 import array_api_compat.numpy as compat_numpy
 import attrs
 import numpy as np
 from numpy.typing import NDArray
 
+from hybridcore.kernels.host import to_host
 from hybridcore.kernels.reference import REFERENCE
 from hybridcore.layout import Array, Buckets, ParamGroup
 from hybridcore.protocols import EncodedBuckets, Ensemble, KernelSet
@@ -70,7 +70,7 @@ class Sample:
         given |= {"hidden": wave(0.5, 5, 2, 64), "actions": wave(0.3, 20, 2, 2), "output": wave(0.9, 5, 2, 4)}
         given["flat"] = xp.matmul(wave(0.7, side, 4), wave(1.3, 4, side))
         calls = _calls(given, count, xp)
-        wide = _lazily(lambda: _calls({n: _host(x, xp) for n, x in given.items()}, count, compat_numpy))
+        wide = _lazily(lambda: _calls({n: to_host(x, xp) for n, x in given.items()}, count, compat_numpy))
 
         def exact(operation: str) -> Callable[[], Any]:
             if operation in ("encode", "decode"):
@@ -141,7 +141,7 @@ def same(sample: Sample, operation: str, got: Any) -> bool:
 def _numbers(xp: ModuleType, result: Any) -> Iterator[tuple[NDArray[np.float64], Any]]:
     """Every array of a result in float64, numbers as arrays, with the scale of its errors."""
     if isinstance(result, _Factors):
-        left, right = (_host(factor, xp) for factor in result)
+        left, right = (to_host(factor, xp) for factor in result)
         product = left @ right
         yield product, _biggest(product)
     elif isinstance(result, _Products):
@@ -162,19 +162,12 @@ def _numbers(xp: ModuleType, result: Any) -> Iterator[tuple[NDArray[np.float64],
     elif isinstance(result, float | int):
         yield np.asarray([result], dtype=np.float64), abs(result)
     elif result is not None:
-        found = _host(result, xp)
+        found = to_host(result, xp)
         yield found, _biggest(found)
 
 
 def _biggest(array: NDArray[np.float64]) -> float:
     return float(np.max(np.abs(array))) if array.size else 0.0
-
-
-def _host(array: Array, xp: ModuleType) -> NDArray[np.float64]:
-    """An array of any device as NumPy's, in float64."""
-    if not isinstance(array, np.ndarray) and not array_api_compat.is_jax_namespace(xp):
-        array = array_api_compat.to_device(array, "cpu")
-    return np.asarray(array).astype(np.float64)
 
 
 T = TypeVar("T")

@@ -114,7 +114,7 @@ def test_a_set_that_is_named_is_used_where_it_is_right(accelerator, caplog):
 
 @pytest.mark.parametrize(("share", "right"), [(1e-6, True), (1e-3, False), (float("nan"), False)])
 def test_inner_products_of_orthogonal_vectors_are_judged_by_their_lengths(accelerator, share, right):
-    """Rounding of float32 leaves about 1e-7 of ``|a| |b|``, much more than ``a . b`` of the trial's vectors."""
+    """Rounding of float32 leaves about 1e-7 of ``|a| |b|``, more than ``a . b`` of the trial's vectors."""
     Turned.share = share
     sample = Sample.make(xp, A[0], 100_000)
     a, b, c = (xp.asarray(np.sin(f * np.arange(100_000, dtype=np.float32))) for f in (0.7, 1.1, 1.3))
