@@ -35,7 +35,8 @@ using namespace std;
 #define __shared__ static
 #define DYNAMIC_SHARED(type, name) type* name = (type*)dynamic_memory.data()
 struct float4 { float x, y, z, w; };
-struct ushort4 { unsigned short x, y, z, w; };
+struct uint2 { unsigned x, y; };
+struct uint4 { unsigned x, y, z, w; };
 struct char4 { signed char x, y, z, w; };
 struct Place { int x, y; };
 static thread_local Place threadIdx;
