@@ -85,11 +85,13 @@ def launch(
         shared: Bytes of dynamic shared memory.
     """
     cuda = load_cupy().cuda
-    if device in _ready.devices and cuda.runtime.getDevice() == device:
+    current = device in _ready.devices and cuda.runtime.getDevice() == device
+    handle = _handle(function, device) if current else 0
+    if handle:
         arguments = ctypes.c_void_p(ctypes.addressof(block))
         x, y = grid
         pointers = ctypes.addressof(arguments)
-        cuda.driver.launchKernel(_handle(function), x, y, 1, THREADS, 1, 1, shared, stream, pointers, 0)
+        cuda.driver.launchKernel(handle, x, y, 1, THREADS, 1, 1, shared, stream, pointers, 0)
         return
     argument = np.frombuffer(bytearray(block), dtype=np.dtype(type(block))).reshape(())
     with cuda.Device(device), cuda.ExternalStream(stream, device):
@@ -98,6 +100,8 @@ def launch(
 
 
 @functools.cache
-def _handle(function: Any) -> int:
-    """Address of the driver's own object."""
-    return int(function.kernel.ptr)
+def _handle(function: Any, device: int) -> int:
+    """Address of the driver's own object on the current device; 0 where CuPy does not show it."""
+    if not hasattr(load_cupy().cuda.driver, "launchKernel"):
+        return 0
+    return int(getattr(getattr(function, "kernel", None), "ptr", 0))
