@@ -10,7 +10,8 @@ installed, only what they depend on (array-api-compat, attrs, cattrs, pluggy, to
 - streams: bandwidth of every kernel at three sizes as a share of a plain copy's in the same run, beside the
   Array API expressions on tensors and the same fused by `torch.compile` or `torch._foreach`.
 - frameworks: JAX and CuPy arrays through DLPack.
-- training: bookkeeping per real step of a byte-level GPT with 10 M and 124 M parameters, bf16 and compiled.
+- training: bookkeeping per real step of a byte-level GPT with 10 M and 124 M parameters, bf16 and compiled,
+  in the first 200 steps and after 1,000 more.
 
 A part that fails prints its traceback and leaves the others alone.
 """

@@ -250,29 +250,37 @@ def falling_back(failures: list[Any]) -> bool:
     return sound
 
 
-def rollouts(failures: list[Any]) -> list[dict[str, float]]:
-    """Ensembles on the GPU against float64 on the CPU, and times (F70)."""
+def rollouts(failures: list[Any]) -> list[dict[str, Any]]:
+    """Ensembles on the GPU against float64 on the CPU, and times (F70).
+
+    Weights of deviation ``1 / sqrt(hidden)`` let rounding fade; 0.2 is chaotic for wide states and long
+    horizons: there float32 itself leaves the exact path, and a kernel is right where it is no further away
+    than twice the farther of PyTorch's own two paths in float32.
+    """
     from hybridcore.protocols import Ensemble
 
     kernels, rows_ = CupyKernels(), []
-    print("rollout: members x horizon x hidden   error   kernel us   torch GPU us   torch CPU us")
-    for members, horizon, width in ((1, 20, 64), (5, 20, 64), (5, 20, 256), (8, 80, 256)):
+    print("rollout: members x horizon x hidden, weights  error  torch GPU, CPU  kernel us  torch GPU, CPU us")
+    cases = [(m, t, h, 0.2) for m, t, h in ((1, 20, 64), (5, 20, 64), (5, 20, 256), (8, 80, 256))]
+    cases += [(5, 20, 256, 256**-0.5), (8, 80, 256, 256**-0.5)]
+    for members, horizon, width, deviation in cases:
         g = torch.Generator().manual_seed(0)
         shapes = ((6, 3 * width), (width, 3 * width), (3 * width,), (3 * width,), (width, 4), (4,))
-        parts = [torch.randn(members, *s, generator=g) * 0.2 for s in shapes]
+        parts = [torch.randn(members, *s, generator=g) * deviation for s in shapes]
         state = [torch.randn(members, 1, width, generator=g), torch.randn(horizon, 1, 2, generator=g)]
         state.append(torch.randn(members, 1, 4, generator=g))
         right = REFERENCE.rollout(Ensemble(*[p.double() for p in parts]), *[s.double() for s in state], xp)[0]
+        there = Ensemble(*[p.cuda() for p in parts]), *[s.cuda() for s in state]
+        calls: dict[str, Callable[[], Any]] = {
+            "kernel": lambda args=there: kernels.rollout(*args, xp),
+            "gpu": lambda args=there: REFERENCE.rollout(*args, xp),
+            "cpu": lambda p=parts, s=state: REFERENCE.rollout(Ensemble(*p), *s, xp),
+        }
+        row: dict[str, Any] = {"members": members, "horizon": horizon, "hidden": width, "weights": deviation}
         try:
-            there = Ensemble(*[p.cuda() for p in parts]), *[s.cuda() for s in state]
-            got = kernels.rollout(*there, xp)[0].cpu().double()
-            error = float((got - right).abs().max() / right.abs().max())
-            row: dict[str, float] = {"members": members, "horizon": horizon, "hidden": width, "error": error}
-            for name, call in (
-                ("kernel_us", lambda args=there: kernels.rollout(*args, xp)),
-                ("gpu_us", lambda args=there: REFERENCE.rollout(*args, xp)),
-                ("cpu_us", lambda p=parts, s=state: REFERENCE.rollout(Ensemble(*p), *s, xp)),
-            ):
+            for name, call in calls.items():
+                gap = call()[0].cpu().double() - right
+                row[f"{name}_error"] = float(gap.abs().max() / right.abs().max())
                 taken = []
                 for _ in range(8):
                     torch.cuda.synchronize()
@@ -280,15 +288,17 @@ def rollouts(failures: list[Any]) -> list[dict[str, float]]:
                     call()
                     torch.cuda.synchronize()
                     taken.append(1e6 * (time.perf_counter() - started))
-                row[name] = sorted(taken)[3]
+                row[f"{name}_us"] = sorted(taken)[3]
             rows_.append(row)
             print(
-                f"  {members} x {horizon} x {width:<4} {error:.1e} {row['kernel_us']:10.0f} "
-                f"{row['gpu_us']:12.0f} {row['cpu_us']:12.0f}",
+                f"  {members} x {horizon} x {width:<4} {deviation:.3f}  {row['kernel_error']:.1e}  "
+                f"{row['gpu_error']:.1e} {row['cpu_error']:.1e} {row['kernel_us']:9.0f} "
+                f"{row['gpu_us']:9.0f} {row['cpu_us']:9.0f}",
                 flush=True,
             )
-            if error > 1e-4:
-                failures.append({"where": "rollout", "traceback": f"error {error:.2g} > 1e-4"})
+            allowed = max(1e-4, 2.0 * max(row["gpu_error"], row["cpu_error"]))
+            if not row["kernel_error"] <= (1e-5 if deviation < 0.1 else allowed):
+                failures.append({"where": "rollout", "traceback": f"too far from float64: {row}"})
         except Exception:
             failures.append({"where": f"rollout {members}", "traceback": traceback.format_exc()})
     return rows_

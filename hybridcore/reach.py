@@ -97,7 +97,8 @@ class Reach:
         self._recent = squared if math.isnan(self._recent) else 0.5 * (self._recent + squared)
         self._counted = step
         self._samples += 1
-        gap = math.sqrt(float(kernels.gram([self._moved(adapter, self._origin)], self._xp)[0, 0]))
+        self._work = adapter.read_params(self._work)
+        gap = kernels.distance(self._work, self._origin, self._xp)
         if math.isfinite(gap):
             self._distance = max(self._distance, gap)
         self._settle()
@@ -106,14 +107,6 @@ class Reach:
         whole = max(self._sum, self._counted * self._recent)
         if whole > 0.0:
             self.horizon = self._distance / math.sqrt(whole)
-
-    def _moved(self, adapter: Adapter, origin: Buckets) -> Buckets:
-        """The path's displacement so far, in a buffer of its own that the next call overwrites."""
-        self._work = adapter.read_params(self._work)
-        gap = list(self._work)
-        for i, start in enumerate(origin):
-            gap[i] -= start  # in place where arrays can be written to
-        return tuple(gap)
 
     def state_dict(self) -> dict[str, Any]:
         """The numbers, without the origin, as plain data."""

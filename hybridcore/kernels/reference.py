@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from itertools import accumulate
 from types import ModuleType
 from typing import ClassVar
 
@@ -11,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hybridcore.kernels import encoding, lowrank, recurrent
+from hybridcore.kernels.host import to_numbers
 from hybridcore.layout import Array, Buckets, ParamGroup
 from hybridcore.protocols import API_VERSION, EncodedBuckets, Ensemble, Runs
 
@@ -36,20 +38,22 @@ class ReferenceKernels:
 
     def products(self, a: Buckets, b: Buckets, xp: ModuleType) -> tuple[float, float, float]:
         """``|a|^2``, ``|b|^2`` and ``a . b``."""
-        return _dot(a, a, xp), _dot(b, b, xp), _dot(a, b, xp)
+        first, second, shared = _dots([(a, a), (b, b), (a, b)], xp)
+        return first, second, shared
 
     def distance(self, a: Buckets, b: Buckets, xp: ModuleType) -> float:
         """``|a - b|``."""
         gap = tuple(x - y for x, y in zip(a, b, strict=True))
-        return math.sqrt(_dot(gap, gap, xp))
+        return math.sqrt(_dots([(gap, gap)], xp)[0])
 
     def gram(self, vectors: Sequence[Buckets], xp: ModuleType) -> NDArray[np.float64]:
         """Inner products of all pairs, shape (k, k)."""
         count = len(vectors)
         products = np.zeros((count, count))
-        for i in range(count):
-            for j in range(i + 1):
-                products[i, j] = products[j, i] = _dot(vectors[i], vectors[j], xp)
+        places = [(i, j) for i in range(count) for j in range(i + 1)]
+        found = _dots([(vectors[i], vectors[j]) for i, j in places], xp)
+        for (i, j), product in zip(places, found, strict=True):
+            products[i, j] = products[j, i] = product
         return products
 
     def combine(self, vectors: Sequence[Buckets], weights: Sequence[float], xp: ModuleType) -> Buckets:
@@ -79,7 +83,7 @@ class ReferenceKernels:
 
     def run_norms(self, buckets: Buckets, runs: Runs, xp: ModuleType) -> list[float]:
         """Euclidean norm of each run."""
-        return [float(xp.linalg.vector_norm(buckets[bucket][part])) for _, bucket, part in runs]
+        return to_numbers([xp.linalg.vector_norm(buckets[bucket][part]) for _, bucket, part in runs], xp)
 
     def apply_jump(
         self,
@@ -130,9 +134,12 @@ REFERENCE = ReferenceKernels()
 """The one instance; it has no state."""
 
 
-def _dot(a: Buckets, b: Buckets, xp: ModuleType) -> float:
-    """Inner product as a Python float (`matmul` is the quickest on every backend)."""
-    return sum(float(xp.matmul(x, y)) for x, y in zip(a, b, strict=True))
+def _dots(pairs: Sequence[tuple[Buckets, Buckets]], xp: ModuleType) -> list[float]:
+    """Inner products as Python floats (`matmul` is the quickest on every backend)."""
+    counts = [len(a) for a, _ in pairs]
+    parts = to_numbers([xp.matmul(x, y) for a, b in pairs for x, y in zip(a, b, strict=True)], xp)
+    ends = list(accumulate(counts))
+    return [sum(parts[end - count : end]) for end, count in zip(ends, counts, strict=True)]
 
 
 def _by_group(runs: Runs, norms: Sequence[float]) -> dict[ParamGroup, float]:

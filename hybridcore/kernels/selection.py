@@ -8,7 +8,7 @@ from typing import Any
 
 from hybridcore.kernels.chosen import OPERATIONS, ChosenKernels, KernelChoice
 from hybridcore.kernels.reference import REFERENCE
-from hybridcore.kernels.trial import ELEMENTS, Sample, same, seconds
+from hybridcore.kernels.trial import ELEMENTS, JUDGED, Sample, same, seconds
 from hybridcore.protocols import Adapter, KernelSet
 
 __all__ = ["choose", "is_accelerator"]
@@ -89,13 +89,16 @@ def _try(
                 logger.warning("kernel set %s; the Array API reference is used", reason)
             return kernels, {op: _reference(op, reason) for op in OPERATIONS}
         like = adapter.read_params()[0]
-        sample = Sample.make(xp, like, count)
-        choices, wrong = {}, []
-        for operation in OPERATIONS:
-            choice = _compare(kernels, operation, sample, adapter, timed=timed)
-            choices[operation] = choice
-            if choice.reason.startswith("wrong"):
-                wrong.append(operation)
+        judged = Sample.make(xp, like, min(count, JUDGED))
+        wrong = [op for op in OPERATIONS if not same(judged, op, judged.calls[op](kernels))]
+        if timed:
+            del judged
+            sample = Sample.make(xp, like, count)
+            choices = {op: _compare(kernels, op, sample, adapter) for op in OPERATIONS if op not in wrong}
+        else:
+            words = "asked for, and right"
+            choices = {op: KernelChoice(op, kernels.name, words) for op in OPERATIONS if op not in wrong}
+        choices |= {op: _reference(op, f"wrong result of {kernels.name}") for op in wrong}
     except Exception as error:
         reason = f"{name} failed in its trial: {type(error).__name__}: {error}"
         logger.warning("kernel set %s; the Array API reference is used, nothing is lost", reason)
@@ -106,17 +109,11 @@ def _try(
             name,
             ", ".join(wrong),
         )
-    return kernels, choices
+    return kernels, {operation: choices[operation] for operation in OPERATIONS}
 
 
-def _compare(
-    kernels: KernelSet, operation: str, sample: Sample, adapter: Adapter, *, timed: bool
-) -> KernelChoice:
+def _compare(kernels: KernelSet, operation: str, sample: Sample, adapter: Adapter) -> KernelChoice:
     call = sample.calls[operation]
-    if not same(sample, call(kernels), call(REFERENCE)):
-        return _reference(operation, f"wrong result of {kernels.name}")
-    if not timed:
-        return KernelChoice(operation, kernels.name, "asked for, and right")
     own = seconds(lambda: call(kernels), adapter.synchronize)
     theirs = seconds(lambda: call(REFERENCE), adapter.synchronize)
     words = f"{kernels.name} {1e6 * own:.0f} us, reference {1e6 * theirs:.0f} us"

@@ -2,26 +2,34 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from types import ModuleType
-from typing import Any
+from typing import Any, TypeVar
 
+import array_api_compat.numpy as compat_numpy
 import attrs
 import numpy as np
+from numpy.typing import NDArray
 
+from hybridcore.kernels.host import to_host
 from hybridcore.kernels.reference import REFERENCE
 from hybridcore.layout import Array, Buckets, ParamGroup
 from hybridcore.protocols import EncodedBuckets, Ensemble, KernelSet
 
-__all__ = ["ELEMENTS", "Sample", "same", "seconds"]
+__all__ = ["ELEMENTS", "JUDGED", "Sample", "same", "seconds"]
 
-ELEMENTS = 1 << 23
-"""Most numbers per array in a trial: 32 MiB each, enough to tell bandwidth from launch cost."""
+ELEMENTS = 1 << 25
+"""Most numbers per array where a kernel is timed: 128 MiB each, so that bandwidth tells."""
+
+JUDGED = (1 << 22) + 3
+"""Most numbers per array where a result is judged: enough that every kernel goes round its grid."""
 
 TOLERANCE = 1e-4
-"""Largest difference from the reference that counts as rounding, relative to the largest number."""
+"""Largest error that counts as rounding: of arrays relative to the largest number, of an inner product
+``a . b`` relative to ``|a| |b|``, since orthogonal vectors leave nothing but rounding."""
 
 
 @attrs.frozen
@@ -31,10 +39,13 @@ class Sample:
     Attributes:
         xp: Array namespace.
         calls: Operation to a call of it on a kernel set.
+        exact: Operation to its result by NumPy in float64; encodings have one result bit for bit, that of the
+            reference on the same arrays.
     """
 
     xp: ModuleType
     calls: Mapping[str, Callable[[KernelSet], Any]]
+    exact: Mapping[str, Callable[[], Any]]
 
     @classmethod
     def make(cls, xp: ModuleType, like: Array, count: int) -> Sample:
@@ -51,71 +62,120 @@ class Sample:
             places = xp.arange(math.prod(shape), dtype=xp.float32, device=like.device)
             return xp.reshape(xp.sin(places * frequency), shape)
 
-        vectors: list[Buckets] = [(wave(f, count),) for f in (0.7, 1.1, 1.3)]
-        a, b, c = vectors
-        runs = [(ParamGroup.MATRIX, 0, slice(0, count - 5)), (ParamGroup.BIAS, 0, slice(count - 5, count))]
-        scales = {ParamGroup.MATRIX: 0.5, ParamGroup.BIAS: 2.0}
-        coded = REFERENCE.encode(a, "bfloat16", 1, xp)
         side = max(4, min(512, math.isqrt(count)))
-        flat = xp.matmul(wave(0.7, side, 4), wave(1.3, 4, side))
         sizes = {"inputs": (6, 192), "recurrent": (64, 192), "input_bias": (192,), "recurrent_bias": (192,)}
         sizes |= {"readout": (64, 4), "readout_bias": (4,)}
-        models = Ensemble(**{name: wave(1.7, 5, *shape) * 0.1 for name, shape in sizes.items()})
-        actions, hidden, output = wave(0.3, 20, 2, 2), wave(0.5, 5, 2, 64), wave(0.9, 5, 2, 4)
-        calls: dict[str, Callable[[KernelSet], Any]] = {
-            "products": lambda k: k.products(a, b, xp),
-            "distance": lambda k: k.distance(a, b, xp),
-            "gram": lambda k: k.gram(vectors, xp),
-            "combine": lambda k: k.combine(vectors, [0.5, -1.25, 2.0], xp),
-            "window_mean": lambda k: k.window_mean(a, 10, b, xp),
-            "displace": lambda k: k.displace(a, b, c, xp),
-            "run_norms": lambda k: k.run_norms(a, runs, xp),
-            "apply_jump": lambda k: k.apply_jump(a, b, runs, scales, 0.8, xp),
-            "encode": lambda k: (k.encode(a, "bfloat16", 1, xp), k.encode(a, "int8", 1, xp)),
-            "decode": lambda k: k.decode(coded, xp),
-            "compress": lambda k: _Product(k.compress(flat, 4, 1, xp)),
-            "rollout": lambda k: k.rollout(models, hidden, actions, output, xp),
-        }
-        return cls(xp, calls)
+        given = {"abc"[i]: wave(f, count) for i, f in enumerate((0.7, 1.1, 1.3))}
+        given |= {name: wave(1.7, 5, *shape) * 0.1 for name, shape in sizes.items()}
+        given |= {"hidden": wave(0.5, 5, 2, 64), "actions": wave(0.3, 20, 2, 2), "output": wave(0.9, 5, 2, 4)}
+        given["flat"] = xp.matmul(wave(0.7, side, 4), wave(1.3, 4, side))
+        calls = _calls(given, count, xp)
+        wide = _lazily(lambda: _calls({n: to_host(x, xp) for n, x in given.items()}, count, compat_numpy))
+
+        def exact(operation: str) -> Callable[[], Any]:
+            if operation in ("encode", "decode"):
+                return lambda: calls[operation](REFERENCE)
+            return lambda: wide()[operation](REFERENCE)
+
+        return cls(xp, calls, {operation: exact(operation) for operation in calls})
 
 
-class _Product(tuple[Any, ...]):
+def _calls(given: Mapping[str, Array], count: int, xp: ModuleType) -> dict[str, Callable[[KernelSet], Any]]:
+    """All operations on arrays of one namespace."""
+    a, b, c = ((given[name],) for name in "abc")
+    vectors: list[Buckets] = [a, b, c]
+    runs = [(ParamGroup.MATRIX, 0, slice(0, count - 5)), (ParamGroup.BIAS, 0, slice(count - 5, count))]
+    scales = {ParamGroup.MATRIX: 0.5, ParamGroup.BIAS: 2.0}
+    coded = _lazily(lambda: REFERENCE.encode(a, "bfloat16", 1, xp))
+    models = Ensemble(**{field.name: given[field.name] for field in attrs.fields(Ensemble)})
+    hidden, actions, output = given["hidden"], given["actions"], given["output"]
+    return {
+        "products": lambda k: _Products(k.products(a, b, xp)),
+        "distance": lambda k: k.distance(a, b, xp),
+        "gram": lambda k: _Gram(k.gram(vectors, xp)),
+        "combine": lambda k: k.combine(vectors, [0.5, -1.25, 2.0], xp),
+        "window_mean": lambda k: k.window_mean(a, 10, b, xp),
+        "displace": lambda k: _displaced(*k.displace(a, b, c, xp)),
+        "run_norms": lambda k: k.run_norms(a, runs, xp),
+        "apply_jump": lambda k: k.apply_jump(a, b, runs, scales, 0.8, xp),
+        "encode": lambda k: (k.encode(a, "bfloat16", 1, xp), k.encode(a, "int8", 1, xp)),
+        "decode": lambda k: k.decode(coded(), xp),
+        "compress": lambda k: _Factors(k.compress(given["flat"], 4, 1, xp)),
+        "rollout": lambda k: k.rollout(models, hidden, actions, output, xp),
+    }
+
+
+class _Factors(tuple[Any, ...]):
     """Two factors that are compared by their product, since each is unique only up to signs."""
 
 
-def same(sample: Sample, got: Any, expected: Any) -> bool:
-    """Whether two results of one operation differ by rounding at most."""
-    pairs = list(zip(_numbers(sample.xp, got), _numbers(sample.xp, expected), strict=False))
-    if len(list(_numbers(sample.xp, got))) != len(list(_numbers(sample.xp, expected))) or not pairs:
+class _Products(tuple[float, float, float]):
+    """``|a|^2``, ``|b|^2`` and ``a . b``, compared relative to ``|a| |b|``."""
+
+
+class _Gram:
+    """Inner products of all pairs, compared relative to the lengths."""
+
+    def __init__(self, products: Any) -> None:
+        self.products = np.asarray(products, dtype=np.float64)
+
+
+def _displaced(step: Buckets, products: Any) -> tuple[Any, ...]:
+    return step, None if products is None else _Products(products)
+
+
+def same(sample: Sample, operation: str, got: Any) -> bool:
+    """Whether a result of an operation differs from the exact one by rounding at most."""
+    mine = list(_numbers(sample.xp, got))
+    right = list(_numbers(sample.xp, sample.exact[operation]()))
+    if len(mine) != len(right) or not right:
         return False
-    for mine, right in pairs:
-        if tuple(mine.shape) != tuple(right.shape):
+    for (found, _), (exact, scale) in zip(mine, right, strict=True):
+        if found.shape != exact.shape:
             return False
-        if math.prod(right.shape) == 0:
-            continue
-        gap = float(sample.xp.max(sample.xp.abs(mine - right)))
-        if not gap <= TOLERANCE * float(sample.xp.max(sample.xp.abs(right))):
+        if exact.size and not bool(np.all(np.abs(found - exact) <= TOLERANCE * scale)):
             return False
     return True
 
 
-def _numbers(xp: ModuleType, result: Any) -> Iterator[Array]:
-    """Every array of a result in float32, numbers as arrays."""
-    if isinstance(result, _Product):
-        yield xp.matmul(*result)
+def _numbers(xp: ModuleType, result: Any) -> Iterator[tuple[NDArray[np.float64], Any]]:
+    """Every array of a result in float64, numbers as arrays, with the scale of its errors."""
+    if isinstance(result, _Factors):
+        left, right = (to_host(factor, xp) for factor in result)
+        product = left @ right
+        yield product, _biggest(product)
+    elif isinstance(result, _Products):
+        found = np.asarray(result, dtype=np.float64)
+        first, second = math.sqrt(abs(found[0])), math.sqrt(abs(found[1]))
+        yield found, np.asarray([first * first, second * second, first * second])
+    elif isinstance(result, _Gram):
+        lengths = np.sqrt(np.abs(np.diagonal(result.products)))
+        yield result.products, np.outer(lengths, lengths)
     elif isinstance(result, EncodedBuckets):
-        yield from REFERENCE.decode(result, xp)
+        for bucket in REFERENCE.decode(result, xp):
+            yield from _numbers(xp, bucket)
     elif isinstance(result, Mapping):
-        yield xp.asarray([float(result[key]) for key in sorted(result)], dtype=xp.float32)
-    elif isinstance(result, np.ndarray) and xp is not np and result.dtype == np.float64:
-        yield xp.asarray(result.astype(np.float32).ravel().tolist(), dtype=xp.float32)
+        yield from _numbers(xp, [float(result[key]) for key in sorted(result)])
     elif isinstance(result, tuple | list):
         for part in result:
             yield from _numbers(xp, part)
-    elif isinstance(result, float):
-        yield xp.asarray([result], dtype=xp.float32)
+    elif isinstance(result, float | int):
+        yield np.asarray([result], dtype=np.float64), abs(result)
     elif result is not None:
-        yield result
+        found = to_host(result, xp)
+        yield found, _biggest(found)
+
+
+def _biggest(array: NDArray[np.float64]) -> float:
+    return float(np.max(np.abs(array))) if array.size else 0.0
+
+
+T = TypeVar("T")
+
+
+def _lazily(make: Callable[[], T]) -> Callable[[], T]:
+    """A function that makes its value once, when it is first asked for."""
+    return functools.cache(make)
 
 
 def seconds(call: Callable[[], Any], synchronize: Callable[[], None], repeats: int = 5) -> float:

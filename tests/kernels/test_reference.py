@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from hybridcore.errors import PredictionError
-from hybridcore.kernels import REFERENCE
+from hybridcore.kernels import REFERENCE, host
 from hybridcore.kernels.encoding import BLOCK, encoded_bytes
 from hybridcore.layout import ParamGroup
 
@@ -40,6 +40,20 @@ def test_f70_sums_equal_float64(xp):
     np.testing.assert_allclose(REFERENCE.gram([a, b, c], xp), matrix @ matrix.T, atol=1e-4)
     mixed = REFERENCE.combine([a, b, c], [1.0, -0.5, 3.0], xp)
     np.testing.assert_allclose(wide(mixed), x - 0.5 * y + 3.0 * z, atol=1e-5)
+
+
+def test_numbers_of_a_device_are_fetched_at_once_and_are_the_same(monkeypatch):
+    """A device that only calls itself one: all inner products of a Gram matrix, one transfer."""
+    xp, fetched = array_api_compat.numpy, []
+    vectors = [draw(xp, seed=s) for s in range(4)]
+    runs = [(G.MATRIX, 0, slice(0, 5)), (G.BIAS, 1, slice(0, 7)), (G.BIAS, 1, slice(7, 301))]
+    expected = REFERENCE.gram(vectors, xp), REFERENCE.run_norms(vectors[0], runs, xp)
+    fetch = host.to_host
+    monkeypatch.setattr(host, "to_host", lambda array, xp: fetched.append(array.shape) or fetch(array, xp))
+    monkeypatch.setattr(host.array_api_compat, "device", lambda array: "fake:0")
+    np.testing.assert_array_equal(REFERENCE.gram(vectors, xp), expected[0])
+    assert REFERENCE.run_norms(vectors[0], runs, xp) == expected[1]
+    assert fetched == [(20,), (3,)]
 
 
 def test_f70_means_and_displacements_equal_float64(xp):

@@ -12,8 +12,9 @@ from hybridcore.components import check_config
 from hybridcore.config import HybridConfig, KernelsConfig
 from hybridcore.engine import Engine
 from hybridcore.errors import ConfigError, PluginError
-from hybridcore.kernels import ChosenKernels, ReferenceKernels, choose
+from hybridcore.kernels import REFERENCE, ChosenKernels, ReferenceKernels, choose
 from hybridcore.kernels.chosen import OPERATIONS
+from hybridcore.kernels.trial import Sample, same
 from hybridcore.plugins import load_registry
 from hybridcore.reference import quadratic
 
@@ -39,6 +40,24 @@ class Wrong(ReferenceKernels):
 
     def combine(self, vectors, weights, xp):
         return tuple(b[:-1] for b in super().combine(vectors, weights, xp))
+
+
+class Turned(ReferenceKernels):
+    """Inner products off by a share of ``|a| |b|``, far above what the vectors' own product is."""
+
+    name = "turned"
+    share = 0.0
+
+    def products(self, a, b, xp):
+        first, second, shared = super().products(a, b, xp)
+        return first, second, shared + self.share * (first * second) ** 0.5
+
+    def gram(self, vectors, xp):
+        return super().gram(vectors, xp) + self.share * float(vectors[0][0] @ vectors[0][0])
+
+    def displace(self, newer, older, last, xp):
+        step = super().displace(newer, older, None, xp)[0]
+        return step, None if last is None else self.products(step, last, xp)
 
 
 class Raising(ReferenceKernels):
@@ -91,6 +110,27 @@ def test_a_set_that_is_named_is_used_where_it_is_right(accelerator, caplog):
     assert chosen.used("products") == "wrong"
     assert len(warnings(caplog)) == 1 and "gram, combine" in warnings(caplog)[0]
     np.testing.assert_array_equal(chosen.gram([A], xp), [[14.0]])
+
+
+@pytest.mark.parametrize(("share", "right"), [(1e-6, True), (1e-3, False), (float("nan"), False)])
+def test_inner_products_of_orthogonal_vectors_are_judged_by_their_lengths(accelerator, share, right):
+    """Rounding of float32 leaves about 1e-7 of ``|a| |b|``, more than ``a . b`` of the trial's vectors."""
+    Turned.share = share
+    sample = Sample.make(xp, A[0], 100_000)
+    a, b, c = (xp.asarray(np.sin(f * np.arange(100_000, dtype=np.float32))) for f in (0.7, 1.1, 1.3))
+    assert abs(float(a @ b)) < 1e-4 * float(a @ a) and abs(float((a - b) @ c)) < 1e-4 * float(a @ a)
+    for operation in ("products", "gram", "displace"):
+        assert same(sample, operation, sample.calls[operation](Turned())) is right
+    chosen = choose("turned", {"turned": Turned}, accelerator, elements=100_000)
+    expected = "turned" if right else "reference"
+    assert {chosen.used(op) for op in ("products", "gram", "displace")} == {expected}
+    assert chosen.used("combine") == "turned"
+
+
+def test_every_operation_of_the_reference_is_right_against_float64():
+    sample = Sample.make(xp, A[0], 50_001)
+    for operation, call in sample.calls.items():
+        assert same(sample, operation, call(REFERENCE)), operation
 
 
 def test_auto_leaves_what_is_slower_to_the_reference(accelerator, monkeypatch):

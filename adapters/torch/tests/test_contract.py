@@ -270,3 +270,22 @@ def test_layout_groups_follow_module_types():
     }
     assert adapter.layout.total == sum(p.numel() for p in model.parameters())
     assert np.isclose(adapter.layout.nbytes, 4 * adapter.layout.total)
+
+
+@pytest.mark.parametrize("large", [1, 1 << 18])
+def test_an_update_has_the_same_bits_in_one_pass_and_in_two(monkeypatch, large):
+    """Many tensors are subtracted one by one where they are large, and by two passes over all where not."""
+    from hybridcore_torch import buckets
+
+    monkeypatch.setattr(buckets, "LARGE", large)
+    torch.manual_seed(0)
+    model = nn.Sequential(*[nn.Linear(5, 5) for _ in range(40)])
+    adapter = TorchAdapter(model, torch.optim.SGD(model.parameters(), lr=0.1), cross_entropy)
+    assert adapter._store._calls_are_cheap is (large == 1)
+    before = adapter.read_params()
+    expected = before[0].clone()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter))
+    update = adapter.add_params(before, 1.0, -1.0)
+    assert update[0] is before[0] and torch.equal(update[0], adapter.read_params()[0] - expected)

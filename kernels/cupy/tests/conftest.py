@@ -26,8 +26,10 @@ def emulated(library_folder, monkeypatch):
     monkeypatch.setitem(sys.modules, "cupy", emulation.fake_cupy(library_folder))
     monkeypatch.setattr(device, "THREADS", 64)
     monkeypatch.setattr(device, "BLOCKS_PER_PROCESSOR", 3)
-    for cached in (device.kernel, device.processors, device._stream):
+    device._ready.devices.clear()
+    for cached in (device.kernel, device.processors, device._handle):
         cached.cache_clear()
     yield CupyKernels()
-    for cached in (device.kernel, device.processors, device._stream):
+    device._ready.devices.clear()
+    for cached in (device.kernel, device.processors, device._handle):
         cached.cache_clear()

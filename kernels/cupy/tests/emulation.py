@@ -14,6 +14,7 @@ import subprocess
 from contextlib import nullcontext
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
+from typing import ClassVar
 
 import numpy as np
 
@@ -34,7 +35,8 @@ using namespace std;
 #define __shared__ static
 #define DYNAMIC_SHARED(type, name) type* name = (type*)dynamic_memory.data()
 struct float4 { float x, y, z, w; };
-struct ushort4 { unsigned short x, y, z, w; };
+struct uint2 { unsigned x, y; };
+struct uint4 { unsigned x, y, z, w; };
 struct char4 { signed char x, y, z, w; };
 struct Place { int x, y; };
 static thread_local Place threadIdx;
@@ -59,6 +61,13 @@ template <class T> T swap_from(T value, int lane) {
 }
 template <class T> T __shfl_down_sync(unsigned, T v, int n) { return swap_from(v, threadIdx.x % 32 + n); }
 template <class T> T __shfl_xor_sync(unsigned, T v, int n) { return swap_from(v, (threadIdx.x % 32) ^ n); }
+// Blocks run one after the other, and one thread of a block counts.
+inline void __threadfence() {}
+inline unsigned atomicInc(unsigned* at, unsigned most) {
+    const unsigned old = *at;
+    *at = old >= most ? 0 : old + 1;
+    return old;
+}
 inline unsigned __float_as_uint(float v) { unsigned r; memcpy(&r, &v, 4); return r; }
 inline float __uint_as_float(unsigned v) { float r; memcpy(&r, &v, 4); return r; }
 inline float __fmul_rn(float a, float b) { return a * b; }
@@ -108,14 +117,30 @@ class RawModule:
 
     def get_function(self, name: str):
         launch, size = getattr(self._library, f"launch_{name}"), getattr(self._library, f"size_{name}")
+        return Kernel(launch, size())
 
-        def call(grid, block, args, shared_mem=0):
-            (argument,) = args
-            assert argument.itemsize == size(), "the argument block does not mirror the CUDA struct"
-            rows = grid[1] if len(grid) > 1 else 1
-            launch(grid[0], rows, block[0], shared_mem, ctypes.c_void_p(argument.ctypes.data))
 
-        return call
+class Kernel:
+    """A kernel that is launched by a call, or through the driver by its address."""
+
+    known: ClassVar[dict[int, Kernel]] = {}
+
+    def __init__(self, launch, size: int) -> None:
+        self._launch, self._size = launch, size
+        self.kernel = SimpleNamespace(ptr=len(self.known) + 1)
+        self.known[self.kernel.ptr] = self
+
+    def __call__(self, grid, block, args, shared_mem=0):
+        (argument,) = args
+        assert argument.itemsize == self._size, "the argument block does not mirror the CUDA struct"
+        self._launch(grid[0], grid[1], block[0], shared_mem, ctypes.c_void_p(argument.ctypes.data))
+
+    @classmethod
+    def by_driver(cls, function, x, y, z, threads, ty, tz, shared, stream, pointers, extra):
+        """What ``cuLaunchKernel`` takes; `pointers` is an array with the address of the one argument."""
+        assert (z, ty, tz, extra) == (1, 1, 1, 0)
+        (argument,) = (ctypes.c_void_p * 1).from_address(pointers)
+        cls.known[function]._launch(x, y, threads, shared, ctypes.c_void_p(argument))
 
 
 class Device(nullcontext):
@@ -135,5 +160,7 @@ def fake_cupy(folder: Path) -> ModuleType:
     module.cuda = SimpleNamespace(
         Device=Device,
         ExternalStream=lambda pointer, device=0: nullcontext(),
+        runtime=SimpleNamespace(getDevice=lambda: 0),
+        driver=SimpleNamespace(launchKernel=Kernel.by_driver),
     )
     return module

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from concurrent.futures import ThreadPoolExecutor
 
 import array_api_compat.torch as xp
 import numpy as np
@@ -11,6 +12,7 @@ import torch
 
 from hybridcore.kernels import REFERENCE
 from hybridcore.layout import ParamGroup
+from hybridcore_cupy import device
 
 SIZES = ((0,), (1,), (3, 5), (1023,), (4099, 0, 17))
 G = ParamGroup
@@ -172,3 +174,31 @@ def test_f70_more_runs_than_a_block_holds_go_to_the_reference(emulated):
     bucket = (torch.ones(40),)
     runs = [(G.MATRIX, 0, slice(i, i + 2)) for i in range(0, 40, 2)]
     assert emulated.run_norms(bucket, runs, xp) == pytest.approx([math.sqrt(2.0)] * 20)
+
+
+def test_the_first_launch_of_a_thread_goes_through_cupy_and_later_ones_to_the_driver(emulated, monkeypatch):
+    cuda, through = device.load_cupy().cuda, []
+    launch = cuda.driver.launchKernel
+    monkeypatch.setattr(cuda.driver, "launchKernel", lambda *a: through.append(a[0]) or launch(*a))
+    a = (torch.arange(1000.0),)
+    expected = float(np.arange(1000.0) @ np.arange(1000.0))
+    results = [emulated.products(a, a, xp) for _ in range(3)]
+    assert results == [(expected,) * 3] * 3 and len(through) == 2
+    monkeypatch.setattr(cuda.runtime, "getDevice", lambda: 1)  # another device is current
+    assert emulated.products(a, a, xp) == results[0] and len(through) == 2
+    monkeypatch.setattr(cuda.runtime, "getDevice", lambda: 0)
+    monkeypatch.delattr(cuda.driver, "launchKernel")
+    device._handle.cache_clear()
+    assert emulated.products(a, a, xp) == results[0]
+
+
+def test_sums_of_two_threads_do_not_mix(emulated):
+    """Each thread has its own totals, even on one stream."""
+    from hybridcore_cupy.arrays import open_arrays
+    from hybridcore_cupy.scratch import scratch
+
+    arrays = open_arrays(torch.zeros(3), xp)
+    with ThreadPoolExecutor(1) as pool:
+        other = pool.submit(scratch, arrays).result()
+    assert scratch(arrays) is scratch(arrays) is not other
+    assert other.totals(arrays, 3) != scratch(arrays).totals(arrays, 3)

@@ -12,6 +12,9 @@ from hybridcore.layout import Buckets, ParamGroup, ParamLayout
 FEW = 64
 """Tensors up to which one call each is cheaper than a second pass over all of them."""
 
+LARGE = 1 << 18
+"""Numbers per tensor from which that holds for any number of tensors."""
+
 __all__ = ["BucketStore"]
 
 Tensors = list[torch.Tensor]
@@ -43,6 +46,7 @@ class BucketStore:
         self._aliases: Tensors = []
         self._shapes: list[torch.Size | None] = []
         self._float32 = all(p.dtype == "float32" for p in layout.params)
+        self._calls_are_cheap = len(self._params) <= max(FEW, layout.total // LARGE)
         self._token = object()
         self._devices = []
         self._sizes: list[list[int]] = [[] for _ in layout.bucket_sizes]
@@ -168,7 +172,7 @@ class BucketStore:
                 _scale(into, weight)
         elif self._float32 and decay == 1.0 - weight:
             torch._foreach_lerp_(views, params, weight)
-        elif self._float32 and weight == 1.0 and decay == -1.0 and len(params) <= FEW:
+        elif self._float32 and weight == 1.0 and decay == -1.0 and self._calls_are_cheap:
             for view, param in zip(views, params, strict=True):  # one pass instead of two
                 torch.sub(param.detach(), view, out=view)
         else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import sys
 from collections import deque
 from types import ModuleType
@@ -11,7 +12,7 @@ import array_api_compat
 
 from hybridcore_cupy.device import load_cupy
 
-__all__ = ["DlpackArrays", "TorchArrays", "open_arrays"]
+__all__ = ["Arrays", "DlpackArrays", "TorchArrays", "open_arrays"]
 
 
 class TorchArrays:
@@ -21,11 +22,10 @@ class TorchArrays:
     """
 
     def __init__(self, like: Any) -> None:
-        self._torch = sys.modules["torch"]
-        self._like = like
-        self.device = int(like.device.index or 0)
-        current = self._torch.cuda.current_stream(like.device) if like.is_cuda else None
-        self.stream = int(current.cuda_stream) if current is not None else 0
+        self._torch = torch = sys.modules["torch"]
+        self._place, self._float32 = like.device, torch.float32
+        self.device: int = self._place.index or 0
+        self.stream: int = _torch_stream(torch, self.device) if like.is_cuda else 0
         self._held: list[Any] = []
 
     def pointer(self, array: Any) -> int:
@@ -33,15 +33,21 @@ class TorchArrays:
         if not array.is_contiguous():
             array = array.contiguous()
             self._held.append(array)
-        return int(array.data_ptr())
+        address: int = array.data_ptr()
+        return address
 
     def serves(self, array: Any) -> bool:
         """Whether an array is a float32 tensor on this device."""
-        return bool(array.dtype == self._torch.float32 and array.device == self._like.device)
+        return array.dtype is self._float32 and bool(array.device == self._place)
 
     def empty(self, shape: int | tuple[int, ...], dtype: str = "float32") -> Any:
         """New memory of PyTorch's own allocator."""
-        return self._torch.empty(shape, dtype=getattr(self._torch, dtype), device=self._like.device)
+        kind = self._float32 if dtype == "float32" else getattr(self._torch, dtype)
+        return self._torch.empty(shape, dtype=kind, device=self._place)
+
+    def zeros(self, shape: int, dtype: str) -> Any:
+        """The same, filled with zeros."""
+        return self._torch.zeros(shape, dtype=getattr(self._torch, dtype), device=self._place)
 
     def give(self, array: Any) -> Any:
         """An array from `empty` as the framework's own."""
@@ -93,6 +99,12 @@ class DlpackArrays:
         self._held.append(made)
         return made
 
+    def zeros(self, shape: int, dtype: str) -> Any:
+        """The same, filled with zeros."""
+        made = self._cupy.zeros(shape, dtype=dtype)
+        self._held.append(made)
+        return made
+
     def give(self, array: Any) -> Any:
         """An array from `empty` as the framework's own."""
         if array_api_compat.is_jax_namespace(self._xp):
@@ -113,8 +125,23 @@ class DlpackArrays:
             self._pending.popleft()
 
 
-def open_arrays(like: Any, xp: ModuleType) -> TorchArrays | DlpackArrays:
+Arrays = TorchArrays | DlpackArrays
+"""Access to arrays of one framework."""
+
+
+def open_arrays(like: Any, xp: ModuleType) -> Arrays:
     """Access to arrays of the kind of `like`."""
-    if array_api_compat.is_torch_namespace(xp):
+    if _is_torch(xp):
         return TorchArrays(like)
     return DlpackArrays(like, xp)
+
+
+@functools.cache
+def _is_torch(xp: ModuleType) -> bool:
+    return bool(array_api_compat.is_torch_namespace(xp))
+
+
+def _torch_stream(torch: Any, device: int) -> int:
+    """Address of PyTorch's current stream, without an object around it where PyTorch has that."""
+    raw = getattr(torch._C, "_cuda_getCurrentRawStream", None)
+    return int(raw(device) if raw is not None else torch.cuda.current_stream(device).cuda_stream)

@@ -15,9 +15,10 @@ from hybridcore.kernels import ReferenceKernels
 from hybridcore.kernels.encoding import BLOCK, stream_key
 from hybridcore.layout import Array, Buckets, ParamGroup
 from hybridcore.protocols import API_VERSION, EncodedBuckets, Ensemble, Runs
+from hybridcore_cupy.arrays import Arrays, open_arrays
 from hybridcore_cupy.device import load_cupy
 from hybridcore_cupy.lowrank import compress
-from hybridcore_cupy.passes import Pass, fits
+from hybridcore_cupy.passes import Pass, fitting
 from hybridcore_cupy.rollout import rollout
 from hybridcore_cupy.structs import MOST_ARRAYS, MOST_RUNS
 
@@ -60,25 +61,28 @@ class CupyKernels(ReferenceKernels):
 
     def products(self, a: Buckets, b: Buckets, xp: ModuleType) -> tuple[float, float, float]:
         """``|a|^2``, ``|b|^2`` and ``a . b`` in one pass."""
-        if not fits(xp, a, b):
+        arrays = fitting(xp, a, b)
+        if arrays is None:
             return super().products(a, b, xp)
-        with Pass(a[0], xp, sums=3 * len(a)) as job:
+        with Pass(arrays, sums=3 * len(a)) as job:
             for index, (x, y) in enumerate(zip(a, b, strict=True)):
                 job.run("stream", "products", [x, y], count=x.shape[0], quantities=3, first=3 * index)
             return _three(job.numbers())
 
     def distance(self, a: Buckets, b: Buckets, xp: ModuleType) -> float:
         """``|a - b|`` without writing the difference."""
-        if not fits(xp, a, b):
+        arrays = fitting(xp, a, b)
+        if arrays is None:
             return super().distance(a, b, xp)
-        with Pass(a[0], xp, sums=len(a)) as job:
+        with Pass(arrays, sums=len(a)) as job:
             for index, (x, y) in enumerate(zip(a, b, strict=True)):
                 job.run("stream", "distance2", [x, y], count=x.shape[0], quantities=1, first=index)
             return math.sqrt(sum(job.numbers()))
 
     def gram(self, vectors: Sequence[Buckets], xp: ModuleType) -> NDArray[np.float64]:
         """Inner products of all pairs, each vector read once; more than eight go in pairs of tiles."""
-        if not fits(xp, *vectors):
+        arrays = fitting(xp, *vectors)
+        if arrays is None:
             return super().gram(vectors, xp)
         count, tile = len(vectors), MOST_ARRAYS // 2
         parts = [list(range(i, min(i + tile, count))) for i in range(0, count, tile)]
@@ -88,7 +92,7 @@ class CupyKernels(ReferenceKernels):
             k = len(members)
             size = k * (k + 1) // 2
             sets = [vectors[m] for m in members]
-            with Pass(sets[0][0], xp, sums=size * len(sets[0])) as job:
+            with Pass(arrays, sums=size * len(sets[0])) as job:
                 for index, columns in enumerate(zip(*sets, strict=True)):
                     job.run(
                         "snapshots",
@@ -99,15 +103,15 @@ class CupyKernels(ReferenceKernels):
                         first=size * index,
                         snapshots=k,
                     )
-                sums = np.asarray(job.numbers()).reshape(-1, size).sum(axis=0)
-            rows, columns_ = np.tril_indices(k)
-            place = np.asarray(members)
-            result[place[rows], place[columns_]] = result[place[columns_], place[rows]] = sums
+                sums = job.numbers()
+            for q, (i, j) in enumerate(_triangle(members)):
+                result[i, j] = result[j, i] = sum(sums[q::size])
         return result
 
     def combine(self, vectors: Sequence[Buckets], weights: Sequence[float], xp: ModuleType) -> Buckets:
         """Sum of ``weights[i] * vectors[i]``, each vector read once."""
-        if not fits(xp, *vectors):
+        arrays = fitting(xp, *vectors)
+        if arrays is None:
             return super().combine(vectors, weights, xp)
         total: Buckets | None = None
         rest = list(zip(vectors, (float(w) for w in weights), strict=True))
@@ -116,34 +120,18 @@ class CupyKernels(ReferenceKernels):
             now, rest = rest[:room], rest[room:]
             if total is not None:
                 now = [(total, 1.0), *now]
-            total = self._combine([v for v, _ in now], [w for _, w in now], xp)
+            total = _combine(arrays, [v for v, _ in now], [w for _, w in now])
         assert total is not None
         return total
-
-    def _combine(self, vectors: Sequence[Buckets], weights: list[float], xp: ModuleType) -> Buckets:
-        with Pass(vectors[0][0], xp) as job:
-            made = []
-            for columns in zip(*vectors, strict=True):
-                count, out = int(columns[0].shape[0]), job.arrays.empty(int(columns[0].shape[0]))
-                job.run(
-                    "snapshots",
-                    "combine",
-                    columns,
-                    [out],
-                    count=count,
-                    snapshots=len(vectors),
-                    weight=weights,
-                )
-                made.append(job.arrays.give(out))
-            return tuple(made)
 
     def window_mean(
         self, total: Buckets, count: int, previous: Buckets | None, xp: ModuleType
     ) -> tuple[Buckets, Buckets | None]:
         """Mean of a window, and its displacement in the same pass."""
-        if not fits(xp, total, previous):
+        arrays = fitting(xp, total, previous)
+        if arrays is None:
             return super().window_mean(total, count, previous, xp)
-        with Pass(total[0], xp) as job:
+        with Pass(arrays) as job:
             means, steps = [], []
             for index, bucket in enumerate(total):
                 size = int(bucket.shape[0])
@@ -162,9 +150,10 @@ class CupyKernels(ReferenceKernels):
         self, newer: Buckets, older: Buckets, last: Buckets | None, xp: ModuleType
     ) -> tuple[Buckets, tuple[float, float, float] | None]:
         """A displacement, with its inner products in the same pass."""
-        if not fits(xp, newer, older, last):
+        arrays = fitting(xp, newer, older, last)
+        if arrays is None:
             return super().displace(newer, older, last, xp)
-        with Pass(newer[0], xp, sums=0 if last is None else 3 * len(newer)) as job:
+        with Pass(arrays, sums=0 if last is None else 3 * len(newer)) as job:
             made = []
             for index, (x, y) in enumerate(zip(newer, older, strict=True)):
                 size = int(x.shape[0])
@@ -179,9 +168,10 @@ class CupyKernels(ReferenceKernels):
 
     def run_norms(self, buckets: Buckets, runs: Runs, xp: ModuleType) -> list[float]:
         """Euclidean norm of each run, one launch per bucket."""
-        if not fits(xp, buckets) or not 0 < len(runs) <= MOST_RUNS:
+        arrays = fitting(xp, buckets)
+        if arrays is None or not 0 < len(runs) <= MOST_RUNS:
             return super().run_norms(buckets, runs, xp)
-        with Pass(buckets[0], xp, sums=len(runs)) as job:
+        with Pass(arrays, sums=len(runs)) as job:
             order: list[int] = []
             for index, bucket, fields in _tables(buckets, runs):
                 job.run("stream", "run_squares", [bucket], quantities=1, first=len(order), **fields)
@@ -201,9 +191,10 @@ class CupyKernels(ReferenceKernels):
         """Weights after a change; norms, caps and the change itself without waiting in between."""
         covered = sum(part.stop - part.start for _, _, part in runs)
         whole = covered == sum(int(b.shape[0]) for b in weights)
-        if not fits(xp, weights, deltas) or not 0 < len(runs) <= MOST_RUNS or not whole:
+        arrays = fitting(xp, weights, deltas)
+        if arrays is None or not 0 < len(runs) <= MOST_RUNS or not whole:
             return super().apply_jump(weights, deltas, runs, scales, cap, xp)
-        with Pass(weights[0], xp, sums=2 * len(runs)) as job:
+        with Pass(arrays, sums=2 * len(runs)) as job:
             order: list[int] = []
             for index, bucket, fields in _tables(weights, runs):
                 pair = [bucket, deltas[runs[index[0]][1]]]
@@ -215,7 +206,7 @@ class CupyKernels(ReferenceKernels):
                 "jump_factors",
                 [],
                 count=1,
-                sums=job.arrays.pointer(job.totals),
+                totals=job.totals,
                 factors=job.arrays.pointer(factors),
                 weight=[float(scales.get(group, 1.0)) for group in GROUPS],
                 scale=min(cap, 3e38),
@@ -243,10 +234,11 @@ class CupyKernels(ReferenceKernels):
     def encode(self, buckets: Buckets, dtype: str, seed: int, xp: ModuleType) -> EncodedBuckets:
         """Buckets in 2 bytes or about 1 byte per number, bit for bit like the reference."""
         torch = array_api_compat.is_torch_namespace(xp)
-        if not fits(xp, buckets) or dtype not in ("bfloat16", "int8") or (dtype == "bfloat16" and not torch):
+        arrays = fitting(xp, buckets)
+        if arrays is None or dtype not in ("bfloat16", "int8") or (dtype == "bfloat16" and not torch):
             return super().encode(buckets, dtype, seed, xp)
         codes, scales = [], []
-        with Pass(buckets[0], xp) as job:
+        with Pass(arrays) as job:
             for index, bucket in enumerate(buckets):
                 size = int(bucket.shape[0])
                 code = job.arrays.empty(size, dtype)
@@ -265,7 +257,7 @@ class CupyKernels(ReferenceKernels):
         if not encoded.codes or (encoded.dtype == "bfloat16" and not torch):
             return super().decode(encoded, xp)
         made = []
-        with Pass(encoded.codes[0], xp) as job:
+        with Pass(open_arrays(encoded.codes[0], xp)) as job:
             for index, code in enumerate(encoded.codes):
                 out = job.arrays.empty(int(code.shape[0]))
                 inputs = [code, *encoded.scales[index : index + 1]]
@@ -285,8 +277,31 @@ class CupyKernels(ReferenceKernels):
         return super().rollout(ensemble, hidden, actions, output, xp) if found is None else found
 
 
+def _combine(arrays: Arrays, vectors: Sequence[Buckets], weights: list[float]) -> Buckets:
+    with Pass(arrays) as job:
+        made = []
+        for columns in zip(*vectors, strict=True):
+            count, out = int(columns[0].shape[0]), job.arrays.empty(int(columns[0].shape[0]))
+            job.run(
+                "snapshots",
+                "combine",
+                columns,
+                [out],
+                count=count,
+                snapshots=len(vectors),
+                weight=weights,
+            )
+            made.append(job.arrays.give(out))
+        return tuple(made)
+
+
 def _three(numbers: list[float]) -> tuple[float, float, float]:
     return sum(numbers[0::3]), sum(numbers[1::3]), sum(numbers[2::3])
+
+
+def _triangle(members: list[int]) -> list[tuple[int, int]]:
+    """Pairs of a lower triangle, row by row."""
+    return [(i, j) for place, i in enumerate(members) for j in members[: place + 1]]
 
 
 def _pairs(parts: list[list[int]]) -> list[list[int]]:

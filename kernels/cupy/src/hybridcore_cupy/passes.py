@@ -7,25 +7,26 @@ from types import ModuleType
 from typing import Any
 
 from hybridcore.layout import Buckets
-from hybridcore_cupy.arrays import open_arrays
-from hybridcore_cupy.device import blocks_for, kernel, launch, new_block
-from hybridcore_cupy.structs import ARGS
+from hybridcore_cupy.arrays import Arrays, open_arrays
+from hybridcore_cupy.device import blocks_for, kernel, launch
+from hybridcore_cupy.scratch import Scratch, scratch
+from hybridcore_cupy.structs import Args
 
-__all__ = ["Pass", "fits"]
+__all__ = ["Pass", "fitting"]
 
 
 class Pass:
     """Launches of one operation; a context that ends when all of them are queued.
 
     Args:
-        like: Any array that the operation works on; decides framework, device and stream.
-        xp: Array namespace.
+        arrays: Access to the arrays that the operation works on.
         sums: Total numbers that reductions of this operation give.
     """
 
-    def __init__(self, like: Any, xp: ModuleType, sums: int = 0) -> None:
-        self.arrays = open_arrays(like, xp)
-        self.totals = self.arrays.empty(sums, "float64") if sums else None
+    def __init__(self, arrays: Arrays, sums: int = 0) -> None:
+        self.arrays, self.sums = arrays, sums
+        self._scratch: Scratch | None = scratch(arrays) if sums else None
+        self.totals = self._scratch.totals(arrays, sums) if self._scratch is not None else 0
 
     def __enter__(self) -> Pass:
         return self
@@ -54,49 +55,46 @@ class Pass:
             inputs: Arrays to read.
             outputs: Arrays to write, from ``arrays.empty``.
             count: Numbers per array.
-            quantities: Sums per run that the kernel makes; they go to ``totals[first:]``.
+            quantities: Sums per run that the kernel makes; they go to the totals from `first` on.
             first: Where they go.
             snapshots: K of the sources that want it.
             **fields: Further fields of the argument block; `runs` makes that many rows of blocks.
         """
-        arrays = self.arrays
-        block = new_block(ARGS)
+        arrays, block = self.arrays, Args()
         for index, array in enumerate(inputs):
-            block["inputs"][index] = arrays.pointer(array)
+            block.inputs[index] = arrays.pointer(array)
         for index, array in enumerate(outputs):
-            block["outputs"][index] = arrays.pointer(array)
-        block["count"] = count
+            block.outputs[index] = arrays.pointer(array)
+        block.count = count
         for field, value in fields.items():
             if isinstance(value, list):
-                block[field][: len(value)] = value
+                getattr(block, field)[: len(value)] = value
             else:
-                block[field] = value
+                setattr(block, field, value)
         rows = max(1, int(fields.get("runs", 1)))
         width = blocks_for(count, arrays.device)
-        if quantities:
-            partials = arrays.empty(rows * quantities * width, "float64")
-            block["sums"] = arrays.pointer(partials)
+        if quantities and self._scratch is not None:
+            block.partials = self._scratch.partials(arrays, rows * quantities * width)
+            block.counters = self._scratch.counters
+            block.totals = self.totals + 8 * first
         launch(kernel(file, name, snapshots), (width, rows), block, arrays.stream, arrays.device)
-        if quantities:
-            ending = new_block(ARGS)
-            ending["sums"], ending["blocks"] = block["sums"], width
-            ending["outputs"][0] = arrays.pointer(self.totals) + 8 * first
-            function = kernel("stream", "finish")
-            launch(function, (rows * quantities,), ending, arrays.stream, arrays.device)
 
     def numbers(self) -> list[float]:
         """All totals; waits for the device."""
-        return self.arrays.numbers(self.totals)
+        assert self._scratch is not None
+        return self._scratch.numbers(self.arrays, self.sums)
 
 
-def fits(xp: ModuleType, *sets: Buckets | None) -> bool:
-    """Whether all buckets are 1-D float32 arrays of one device and equal sizes, at least one of them."""
-    given = [buckets for buckets in sets if buckets is not None]
-    if not given or not given[0]:
-        return False
-    arrays = open_arrays(given[0][0], xp)
-    sizes = [int(b.shape[0]) for b in given[0]]
-    return all(
-        [int(b.shape[0]) for b in buckets] == sizes and all(arrays.serves(b) for b in buckets)
-        for buckets in given
-    )
+def fitting(xp: ModuleType, *sets: Buckets | None) -> Arrays | None:
+    """Access to 1-D float32 buckets of one device and equal sizes, at least one; None where they differ."""
+    first = next((buckets for buckets in sets if buckets is not None), ())
+    if not first:
+        return None
+    arrays = open_arrays(first[0], xp)
+    sizes = [b.shape for b in first]
+    for buckets in sets:
+        if buckets is None:
+            continue
+        if [b.shape for b in buckets] != sizes or not all(map(arrays.serves, buckets)):
+            return None
+    return arrays

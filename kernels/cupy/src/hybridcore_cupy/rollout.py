@@ -6,9 +6,10 @@ from types import ModuleType
 
 from hybridcore.layout import Array
 from hybridcore.protocols import Ensemble
-from hybridcore_cupy.device import kernel, launch, new_block
+from hybridcore_cupy.arrays import open_arrays
+from hybridcore_cupy.device import kernel, launch
 from hybridcore_cupy.passes import Pass
-from hybridcore_cupy.structs import ROLLOUT
+from hybridcore_cupy.structs import Rollout
 
 __all__ = ["ROWS", "rollout"]
 
@@ -32,18 +33,18 @@ def rollout(
     shared = 4 * ROWS * (seen + 2 * width)
     if shared > SHARED_BYTES or not members * rows * steps or not made:
         return None
-    with Pass(hidden, xp) as job:
+    with Pass(open_arrays(hidden, xp)) as job:
         arrays = job.arrays
         outputs, last = arrays.empty((steps, members, rows, made)), arrays.empty((members, rows, width))
-        block = new_block(ROLLOUT)
+        block = Rollout()
         for name in ("inputs", "recurrent", "input_bias", "recurrent_bias", "readout", "readout_bias"):
-            block[name] = arrays.pointer(getattr(ensemble, name))
+            setattr(block, name, arrays.pointer(getattr(ensemble, name)))
         given = {"hidden": hidden, "actions": actions, "output": output, "outputs": outputs, "last": last}
         for name, array in given.items():
-            block[name] = arrays.pointer(array)
+            setattr(block, name, arrays.pointer(array))
         sizes = {"members": members, "rows": rows, "steps": steps}
         for name, size in (sizes | {"width": width, "seen": seen, "made": made}).items():
-            block[name] = size
+            setattr(block, name, size)
         grid = (-(-rows // ROWS), members)
         launch(kernel("rollout", "rollout"), grid, block, arrays.stream, arrays.device, shared)
         return arrays.give(outputs), arrays.give(last)

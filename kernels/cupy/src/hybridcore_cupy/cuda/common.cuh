@@ -14,19 +14,20 @@ typedef unsigned short u16;
 #define MOST_RUNS 16
 #define MOST_GROUPS 4
 
-// Mirrors structs.ARGS field by field.
+// Mirrors structs.Args field by field.
 struct Args {
     const float* in[MOST_ARRAYS];
     void* out[2];
-    double* sums;     // partial sums to write, or sums to read
-    float* factors;   // multiplier per group
+    double* partials;  // sums per block
+    double* totals;    // sums of all blocks
+    u32* counters;     // blocks of a row that are done; zero before and after every launch
+    float* factors;    // multiplier per group
     i64 count;        // numbers per array
     i64 start[MOST_RUNS];
     i64 stop[MOST_RUNS];
     float weight[MOST_ARRAYS];
     float scale;
     u32 key;
-    int blocks;       // partial sums per total
     int runs;
     int group[MOST_RUNS];
 };
@@ -126,9 +127,9 @@ struct Sums {
     }
 };
 
-// Sums over the block, in a fixed order, to partials[(row * Q + q) * gridDim.x + blockIdx.x].
+// Sums over the block, in a fixed order, to to[q * stride].
 template <int Q>
-__device__ __forceinline__ void store_sums(const double* total, double* partials, int row) {
+__device__ __forceinline__ void block_sums(const double* total, double* to, i64 stride) {
     __shared__ double slots[Q][32];
     const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, warps = blockDim.x >> 5;
 #pragma unroll
@@ -142,6 +143,28 @@ __device__ __forceinline__ void store_sums(const double* total, double* partials
     for (int q = threadIdx.x; q < Q; q += blockDim.x) {
         double sum = 0.0;
         for (int w = 0; w < warps; ++w) sum += slots[q][w];
-        partials[((i64)row * Q + q) * gridDim.x + blockIdx.x] = sum;
+        to[q * stride] = sum;
     }
+}
+
+// Sums over the grid to a.totals[row * Q + q]: the block of a row that comes last adds up what all blocks of
+// the row have left, in the order of blocks, so that the same numbers give the same bits.
+template <int Q>
+__device__ __forceinline__ void grid_sums(double* total, const Args& a, int row) {
+    __shared__ bool last;
+    double* const partials = a.partials + (i64)row * Q * gridDim.x;
+    block_sums<Q>(total, partials + blockIdx.x, gridDim.x);
+    __threadfence();
+    __syncthreads();
+    if (threadIdx.x == 0) last = atomicInc(a.counters + row, gridDim.x - 1) == gridDim.x - 1;
+    __syncthreads();
+    if (!last) return;
+    __threadfence();
+#pragma unroll
+    for (int q = 0; q < Q; ++q) {
+        const volatile double* left = partials + (i64)q * gridDim.x;
+        total[q] = 0.0;
+        for (int b = threadIdx.x; b < gridDim.x; b += blockDim.x) total[q] += left[b];
+    }
+    block_sums<Q>(total, a.totals + (i64)row * Q, 1);
 }

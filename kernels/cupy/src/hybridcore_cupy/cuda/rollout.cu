@@ -5,7 +5,7 @@
 #define ROWS 4
 #endif
 
-// Mirrors structs.ROLLOUT field by field.
+// Mirrors structs.Rollout field by field.
 struct Rollout {
     const float *inputs, *recurrent, *input_bias, *recurrent_bias, *readout, *readout_bias;
     const float *hidden, *actions, *output;

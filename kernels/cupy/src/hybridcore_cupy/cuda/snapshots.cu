@@ -14,7 +14,7 @@ struct Gram : Sums<K * (K + 1) / 2> {
 extern "C" __global__ void gram(Args a) {
     Gram f;
     sweep<K, 0, (K < 3 ? 2 : 1)>(a.in, (float* const*)a.out, a.count, f);
-    store_sums<K*(K + 1) / 2>(f.total, a.sums, 0);
+    grid_sums<K*(K + 1) / 2>(f.total, a, 0);
 }
 
 struct Combine {

@@ -11,7 +11,7 @@ struct Products : Sums<3> {
 extern "C" __global__ void products(Args a) {
     Products f;
     sweep<2, 0, 2>(a.in, (float* const*)a.out, a.count, f);
-    store_sums<3>(f.total, a.sums, 0);
+    grid_sums<3>(f.total, a, 0);
 }
 
 struct Distance : Sums<1> {
@@ -24,7 +24,7 @@ struct Distance : Sums<1> {
 extern "C" __global__ void distance2(Args a) {
     Distance f;
     sweep<2, 0, 2>(a.in, (float* const*)a.out, a.count, f);
-    store_sums<1>(f.total, a.sums, 0);
+    grid_sums<1>(f.total, a, 0);
 }
 
 struct Mean {
@@ -74,7 +74,7 @@ struct Turn : Sums<3> {
 extern "C" __global__ void turn(Args a) {
     Turn f;
     sweep<3, 1, 2>(a.in, (float* const*)a.out, a.count, f);
-    store_sums<3>(f.total, a.sums, 0);
+    grid_sums<3>(f.total, a, 0);
 }
 
 struct Square : Sums<1> {
@@ -86,7 +86,7 @@ extern "C" __global__ void run_squares(Args a) {
     const float* in[1] = {a.in[0] + a.start[run]};
     Square f;
     sweep<1, 0, 4>(in, (float* const*)a.out, a.stop[run] - a.start[run], f);
-    store_sums<1>(f.total, a.sums, run);
+    grid_sums<1>(f.total, a, run);
 }
 
 struct TwoSquares : Sums<2> {
@@ -101,18 +101,18 @@ extern "C" __global__ void jump_squares(Args a) {
     const float* in[2] = {a.in[0] + a.start[run], a.in[1] + a.start[run]};
     TwoSquares f;
     sweep<2, 0, 2>(in, (float* const*)a.out, a.stop[run] - a.start[run], f);
-    store_sums<2>(f.total, a.sums, run);
+    grid_sums<2>(f.total, a, run);
 }
 
 // Factor per group from the squares of all runs: the scale asked for, shortened by the cap; NaN for all where
-// anything is not finite. weight holds the scales;
+// anything is not finite. weight holds the scales.
 extern "C" __global__ void jump_factors(Args a) {
     if (blockIdx.x || blockIdx.y || threadIdx.x) return;
     double size[MOST_GROUPS] = {0.0}, length[MOST_GROUPS] = {0.0}, whole = 0.0;
     for (int run = 0; run < a.runs; ++run) {
-        size[a.group[run]] += a.sums[2 * run];
-        length[a.group[run]] += a.sums[2 * run + 1];
-        whole += a.sums[2 * run];
+        size[a.group[run]] += a.totals[2 * run];
+        length[a.group[run]] += a.totals[2 * run + 1];
+        whole += a.totals[2 * run];
     }
     whole = sqrt(whole);
     double check = whole;
@@ -141,12 +141,4 @@ extern "C" __global__ void jump_apply(Args a) {
     float* out[1] = {(float*)a.out[0] + a.start[run]};
     Jump f = {a.factors[a.group[run]]};
     sweep<2, 1, 2>(in, out, a.stop[run] - a.start[run], f);
-}
-
-// Total number blockIdx.x of partial sums, in a fixed order: the same numbers give the same bits.
-extern "C" __global__ void finish(Args a) {
-    const double* partials = a.sums + (i64)blockIdx.x * a.blocks;
-    double sum = 0.0;
-    for (int b = threadIdx.x; b < a.blocks; b += blockDim.x) sum += partials[b];
-    store_sums<1>(&sum, (double*)a.out[0], 0);
 }
