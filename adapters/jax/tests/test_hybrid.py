@@ -80,7 +80,7 @@ def test_f87_own_optax_loop_trains_like_the_adapters_step(mode):
             params, opt_state, loss = step(params, opt_state, batch)
             calls += 1
         params, opt_state = two.advance(params, opt_state, loss)
-    assert one.engine.jumps == two.engine.jumps > 0
+    assert one.engine.counts.jumps == two.engine.counts.jumps > 0
     assert calls == sum(real) == one.engine.real_steps == two.engine.real_steps
     assert (calls < 60) == (mode == "step")
     np.testing.assert_allclose(flat(params), flat(one.params), rtol=1e-5, atol=1e-7)
@@ -102,7 +102,7 @@ def test_own_train_step_trains_like_the_adapters_step():
     built = attach(optimizer=optimizer)
     for batch in data(60):
         assert own.step(batch) == pytest.approx(built.step(batch), rel=1e-5)
-    assert own.engine.jumps == built.engine.jumps > 0
+    assert own.engine.counts.jumps == built.engine.counts.jumps > 0
     assert own.engine.rollbacks == 0
     assert int(own.adapter.train_state["seen"]) == 60
     np.testing.assert_allclose(flat(own.params), flat(built.params), rtol=1e-5, atol=1e-7)
@@ -114,14 +114,14 @@ def test_nothing_is_compiled_after_the_first_cycle():
     compiled = []
     for batch in batches[:60]:
         hybrid.step(batch)
-    before = hybrid.engine.jumps
+    before = hybrid.engine.counts.jumps
     assert before > 1
     jax.monitoring.register_event_duration_secs_listener(lambda event, *_, **__: compiled.append(event))
     try:
         for batch in batches[60:]:
             hybrid.step(batch)
         again = [e for e in compiled if "compile" in e or "trace" in e]
-        assert hybrid.engine.jumps > before
+        assert hybrid.engine.counts.jumps > before
         assert again == []
         jax.jit(lambda x: x * 17.0)(jnp.ones(5))  # the listener does hear of a new program
         assert [e for e in compiled if "compile" in e or "trace" in e]
@@ -142,7 +142,7 @@ def test_f23_a_jump_moves_the_weights_and_training_gains_by_it():
     for batch in batches:
         params, opt_state, _ = step(params, opt_state, batch)
     held_out = data(1, 256)[0]
-    assert heard.count(Event.JUMP) == hybrid.engine.jumps > 0
+    assert heard.count(Event.JUMP) == hybrid.engine.counts.jumps > 0
     assert squares(hybrid.params, held_out).mean() < squares(params, held_out).mean()
 
 
@@ -156,10 +156,10 @@ def test_f82_a_failed_trial_is_undone_bit_for_bit(donate):
     )
     opened = None
     for x, y in batches:
-        jumps = hybrid.engine.jumps
+        jumps = hybrid.engine.counts.jumps
         poison = 1.0 if opened is None else 1e4
         hybrid.step((x, poison * y))
-        if opened is None and hybrid.engine.jumps > jumps:
+        if opened is None and hybrid.engine.counts.jumps > jumps:
             trial = hybrid.engine._trials.trial
             opened = [np.asarray(a).copy() for a in jax.tree.leaves(trial.snapshot.state)]
         if rolled:

@@ -36,7 +36,7 @@ def rescale_velocity(optimizer: optax.GradientTransformation) -> optax.GradientT
     The velocity m was gathered where the weights were before the jump. The first update after it uses
     ``max(0, cos(m, g)) * m`` with the fresh gradient g, over all parameters: as far as the velocity still
     agrees with the gradient at the new place it is worth keeping; one that points uphill is dropped.
-    `after_jump` sets the flag. Without `optax.trace` there is no velocity, and only `scale_rate` does anything.
+    `after_jump` sets the flag. Without `optax.trace` there is no velocity to scale.
 
     Args:
         optimizer: Any optax optimizer.
