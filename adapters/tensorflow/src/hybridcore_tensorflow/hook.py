@@ -106,8 +106,9 @@ class UpdateHook:
         clipped = []
         for gradient, variable in zip(gradients, variables, strict=True):
             axis = self._axes.get(id(raw(variable)))
-            known = gradient is not None and axis is not None
-            clipped.append(clip_unit(gradient, variable, axis, self._ratio) if known else gradient)
+            if gradient is not None and axis is not None:
+                gradient = clip_unit(gradient, variable, axis, self._ratio)
+            clipped.append(gradient)
         return clipped
 
     def clip_adaptively(self, ratio: float | None) -> None:
