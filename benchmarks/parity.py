@@ -66,6 +66,7 @@ CASES = (
         quick=True,
     ),
     Case("poisson-pinn", ("task.name=poisson-pinn",)),
+    Case("mnist-cnn, smooth", ("task.name=mnist-cnn", "task.smooth=true"), tolerance=5e-2),
     Case(
         "mnist-cnn, smooth, momentum",
         ("task.name=mnist-cnn", "task.smooth=true", "task.optimizer=momentum", "task.learning_rate=0.01"),
