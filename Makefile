@@ -15,7 +15,7 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q
 
 .DEFAULT_GOAL := help
 .PHONY: help venv demo test test-core test-torch test-jax test-tensorflow test-nowcast test-cupy
-.PHONY: lint bench bench-predict bench-dynamics clean
+.PHONY: test-parity test-parity-quick lint bench bench-predict bench-dynamics clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -41,7 +41,7 @@ $(STAMP): pyproject.toml adapters/torch/pyproject.toml plugins/nowcast/pyproject
 demo: $(STAMP)  ## compare prediction with its baseline and controls on MNIST
 	OMP_NUM_THREADS=1 $(BIN)/hybridcore compare examples/demo.toml --arms $(ARMS)
 
-test: test-core test-torch test-jax test-tensorflow test-nowcast test-cupy  ## run every test suite
+test: test-core test-torch test-jax test-tensorflow test-parity-quick test-nowcast test-cupy  ## run every test suite
 
 test-core: $(STAMP)  ## run the tests of the core
 	$(PYTEST) --doctest-modules hybridcore
@@ -60,6 +60,14 @@ test-nowcast: $(STAMP)  ## run the tests of the predictor nowcast
 test-jax: .venv-jax/.installed  ## run the tests of the JAX adapter
 	OMP_NUM_THREADS=1 .venv-jax/bin/python -m pytest -q --doctest-modules adapters/jax/src
 	OMP_NUM_THREADS=1 .venv-jax/bin/python -m pytest -q adapters/jax/tests
+
+PARITY_VENVS := $(STAMP) .venv-jax/.installed .venv-tensorflow/.installed
+
+test-parity: $(PARITY_VENVS)  ## train one configuration in three frameworks and compare, about four minutes
+	$(BIN)/python benchmarks/parity.py
+
+test-parity-quick: $(PARITY_VENVS)
+	$(BIN)/python benchmarks/parity.py --quick
 
 test-cupy: $(STAMP)  ## run the tests of the CUDA kernels, which need no GPU
 	$(PYTEST) kernels/cupy/tests

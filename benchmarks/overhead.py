@@ -1,10 +1,10 @@
-"""What the engine's bookkeeping costs: a plain PyTorch loop against a run in which every jump is refused.
+"""What the engine's bookkeeping costs: a plain loop against a run in which every jump is refused.
 
 Both arms train the same model from the same weights on the same batches with the same optimizer, in turns
 of a few steps in the order A B B A, so that drifts of the machine's speed cancel. Each turn of four gives
 one ratio; the median and the quartiles of these ratios are shown.
 
-    OMP_NUM_THREADS=1 python benchmarks/overhead.py [--quick] [--json FILE] [--task NAME ...]
+    OMP_NUM_THREADS=1 python benchmarks/overhead.py [--quick] [--framework NAME] [--task NAME ...] [--json FILE]
 """
 
 from __future__ import annotations
@@ -21,14 +21,11 @@ from typing import Any
 
 import attrs
 import numpy as np
-import torch
 
 from hybridcore.config import HybridConfig, PredictorConfig
 from hybridcore.engine import Engine
 from hybridcore.plugins import load_framework, load_registry
 from hybridcore.protocols import Problem
-from hybridcore_torch.models import build_model
-from hybridcore_torch.optimizers import build_optimizer
 
 TURN_STEPS = {"digits-mlp": 100, "mnist-mlp": 40, "mnist-cnn": 10, "stdlib-gpt": 3}
 """Steps of one turn: a few tens to hundreds of milliseconds."""
@@ -57,24 +54,125 @@ class Overhead:
     high: float
 
 
-def plain_arm(problem: Problem, device: str) -> Callable[[Any], None]:
-    """A loop as one would write it without hybridcore."""
-    built = build_model(problem, device)
+@attrs.frozen
+class PlainLoop:
+    """A training loop as one would write it without hybridcore.
+
+    Attributes:
+        step: Learns from one batch, and looks at its loss as every training loop does.
+        place: A NumPy batch as the framework's own arrays.
+        wait: Waits until the device has finished.
+        weights: The weights now, by name.
+    """
+
+    step: Callable[[Any], None]
+    place: Callable[[Any], Any]
+    wait: Callable[[], None]
+    weights: Callable[[], dict[str, Any]]
+
+
+def torch_loop(problem: Problem, device: str) -> PlainLoop:
+    """PyTorch, with the built-in task's own optimizer (fused on GPUs)."""
+    import torch
+
+    from hybridcore_torch.models import build_model
+    from hybridcore_torch.optimizers import build_optimizer
+
+    built, place = build_model(problem, device), torch.device(device)
     optimizer = build_optimizer(built.model.parameters(), problem.optimizer)
 
     def step(batch: Any) -> None:
         optimizer.zero_grad()
         loss = built.loss_fn(built.model, batch).mean()
         loss.backward()
-        loss.item()  # every training loop looks at its loss
+        loss.item()
         optimizer.step()
 
-    return step
+    return PlainLoop(
+        step,
+        lambda batch: tuple(torch.as_tensor(array, device=place) for array in batch),
+        lambda: torch.cuda.synchronize(place) if place.type == "cuda" else None,
+        lambda: {n: v.detach().cpu().numpy() for n, v in built.model.named_parameters()},
+    )
 
 
-def engine_arm(problem: Problem, device: str) -> tuple[Callable[[Any], None], Engine]:
+def jax_loop(problem: Problem, device: str) -> PlainLoop:
+    """JAX: one jitted step around an optax optimizer."""
+    import jax
+    import optax
+
+    from hybridcore_jax.models import build_model
+    from hybridcore_jax.optimizers import build_optimizer
+
+    place = jax.local_devices(backend=device.partition(":")[0])[0]
+    built, optimizer = build_model(problem, place), build_optimizer(problem.optimizer)
+
+    def losses(params: Any, state: Any, batch: Any) -> tuple[Any, Any]:
+        if state is None:
+            return built.loss_fn(params, batch).mean(), None
+        found, state = built.loss_fn(params, batch, state=state, training=True, batch_statistics=True)
+        return found.mean(), state
+
+    @jax.jit
+    def update(params: Any, state: Any, moments: Any, batch: Any) -> Any:
+        (loss, state), gradients = jax.value_and_grad(losses, has_aux=True)(params, state, batch)
+        changes, moments = optimizer.update(gradients, moments, params)
+        return optax.apply_updates(params, changes), state, moments, loss
+
+    held = [built.params, built.state, optimizer.init(built.params)]
+
+    def step(batch: Any) -> None:
+        *held[:], loss = update(*held, batch)
+        float(loss)
+
+    return PlainLoop(
+        step,
+        lambda batch: jax.device_put(tuple(batch), place),
+        lambda: jax.block_until_ready(held),
+        lambda: dict(held[0]),
+    )
+
+
+def tensorflow_loop(problem: Problem, device: str) -> PlainLoop:
+    """TensorFlow: one `tf.function` around a Keras optimizer."""
+    import tensorflow as tf
+
+    from hybridcore_tensorflow.models import build_model
+    from hybridcore_tensorflow.optimizers import build_optimizer
+    from hybridcore_tensorflow.variables import trainable
+
+    where = "/CPU:0" if device == "cpu" else device
+    with tf.device(where):
+        built, optimizer = build_model(problem), build_optimizer(problem.optimizer)
+        named = trainable(built.model)
+        variables = list(named.values())
+        optimizer.build(variables)
+
+    @tf.function(autograph=False)
+    def update(batch: Any) -> Any:
+        with tf.GradientTape() as tape:
+            loss = tf.reduce_mean(built.loss_fn(built.model, batch, training=True))
+        optimizer.apply(tape.gradient(loss, variables), variables)
+        return loss
+
+    def place(batch: Any) -> Any:
+        with tf.device(where):
+            return tuple(tf.convert_to_tensor(array) for array in batch)
+
+    return PlainLoop(
+        lambda batch: float(update(batch)),
+        place,
+        lambda: None if device == "cpu" else tf.test.experimental.sync_devices(),
+        lambda: {name: variable.numpy() for name, variable in named.items()},
+    )
+
+
+LOOPS = {"torch": torch_loop, "jax": jax_loop, "tensorflow": tensorflow_loop}
+
+
+def engine_arm(problem: Problem, framework: str, device: str) -> tuple[Callable[[Any], None], Engine]:
     """The same training under the engine, whose predictor refuses every jump."""
-    run = load_framework("torch").build(problem, device)
+    run = load_framework(framework).build(problem, device)
     config = HybridConfig(predictor=PredictorConfig(name="none"))
     engine = Engine.from_config(run.adapter, config, probes=run.probes)
 
@@ -84,35 +182,33 @@ def engine_arm(problem: Problem, device: str) -> tuple[Callable[[Any], None], En
     return step, engine
 
 
-def measure(name: str, rounds: int, device: str) -> Overhead:
+def measure(name: str, rounds: int, device: str, framework: str = "torch") -> Overhead:
     """Paired, interleaved measurement on one task."""
     cls = load_registry().get("task", name)
     problem = cls(cls.Config()).problem(seed=0)
-    plain = plain_arm(problem, device)
-    hybrid, engine = engine_arm(problem, device)
+    plain = LOOPS[framework](problem, device)
+    hybrid, engine = engine_arm(problem, framework, device)
     steps = TURN_STEPS.get(name, 10)
     stream = problem.batches()
-    place = torch.device(device)
 
     def turn(step: Callable[[Any], None], batches: list[Any]) -> float:
         started = time.perf_counter()
         for batch in batches:
             step(batch)
-        if place.type == "cuda":
-            torch.cuda.synchronize(place)
+        plain.wait()
         return time.perf_counter() - started
 
     def batches() -> list[Any]:
-        return [tuple(torch.as_tensor(a, device=place) for a in next(stream)) for _ in range(steps)]
+        return [plain.place(next(stream)) for _ in range(steps)]
 
     warm = batches()
-    turn(plain, warm), turn(hybrid, warm)
+    turn(plain.step, warm), turn(hybrid, warm)
     plain_seconds, ratios = [], []
     for _ in range(rounds):
         first, second = batches(), batches()
-        a = turn(plain, first)
+        a = turn(plain.step, first)
         b = turn(hybrid, first) + turn(hybrid, second)
-        a += turn(plain, second)
+        a += turn(plain.step, second)
         plain_seconds.append(a / (2 * steps))
         ratios.append(b / a)
     if engine.counts.jumps:
@@ -151,16 +247,20 @@ def main() -> None:
     parser.add_argument("--task", action="append", help=f"default: {', '.join(DEFAULT_TASKS)}")
     parser.add_argument("--rounds", type=int, default=40, help="turns A B B A per task")
     parser.add_argument("--quick", action="store_true", help="8 turns")
+    parser.add_argument("--framework", default="torch", choices=sorted(LOOPS))
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, default=1, help="threads of PyTorch")
     parser.add_argument("--json", type=Path, help="write the results here")
     options = parser.parse_args()
-    torch.set_num_threads(options.threads)
+    if options.framework == "torch":
+        import torch
+
+        torch.set_num_threads(options.threads)
     rounds = 8 if options.quick else options.rounds
     print(f"{'task':<14}{'plain step':>12}{'engine/plain':>14}   quartiles")
     results = []
     for name in options.task or DEFAULT_TASKS:
-        result = measure(name, rounds, options.device)
+        result = measure(name, rounds, options.device, options.framework)
         results.append(result)
         print(
             f"{result.task:<14}{result.plain_ms:>9.2f} ms{result.ratio:>14.3f}   "
@@ -177,10 +277,11 @@ def main() -> None:
             "rounds": rounds,
             "threads": options.threads,
             "device": options.device,
+            "framework": options.framework,
             "machine": {
                 "processor": platform.machine(),
                 "python": platform.python_version(),
-                "torch": str(torch.__version__),
+                **load_framework(options.framework).versions(),
             },
         }
         options.json.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")

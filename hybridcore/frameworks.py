@@ -18,7 +18,7 @@ GROUP = "hybridcore.adapters"
 _OFFICIAL = {
     "numpy": "pip install --force-reinstall --no-deps hybridcore",
     "torch": "pip install hybridcore-torch",
-    "tensorflow": "pip install hybridcore-tensorflow",
+    "tensorflow": "pip install 'hybridcore-tensorflow[cpu]'",
     "jax": "pip install hybridcore-jax",
 }
 """Framework to the command that installs its adapter."""

@@ -50,7 +50,7 @@ def test_commands_exist(page: Path) -> None:
     """What `console` blocks call: options and sub-commands of hybridcore."""
     for line, _, text in blocks(page, "console"):
         for command in re.findall(r"^\$ hybridcore ([^\n#]*)", text, re.M):
-            words = [w for w in command.split() if re.fullmatch(r"[a-z]+", w)]
+            words = [w for w in command.split() if re.fullmatch(r"[a-z]+(-[a-z]+)*", w)]
             depth = 2 if words[0] in {"checkpoints", "config", "plugins"} else 1
             found = _help(*words[:depth])
             for option in re.findall(r"--[a-z]+", command):
@@ -139,3 +139,9 @@ def _help(*command: str) -> str:
     call = [sys.executable, "-m", "hybridcore", *command, "--help"]
     env = {**os.environ, "COLUMNS": "200", "NO_COLOR": "1"}
     return subprocess.run(call, capture_output=True, text=True, check=True, env=env).stdout
+
+
+def test_the_configuration_of_the_frameworks_page_is_the_example() -> None:
+    page, example = ROOT / "docs" / "how-to" / "frameworks.md", ROOT / "examples" / "parity.toml"
+    (shown,) = (text for _, _, text in blocks(page, "toml"))
+    assert tomllib.loads(shown) == tomllib.loads(example.read_text(encoding="utf-8"))

@@ -8,6 +8,7 @@ import sys
 import textwrap
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -278,7 +279,7 @@ def test_list_frameworks_names_distribution_and_value() -> None:
     ("name", "fix"),
     [
         ("jax", "pip install hybridcore-jax"),
-        ("tensorflow", "pip install hybridcore-tensorflow"),
+        ("tensorflow", r"pip install 'hybridcore-tensorflow\[cpu\]'"),
         ("numppy", "did you mean 'numpy'"),
     ],
 )
@@ -316,6 +317,12 @@ def test_detection_names_the_adapter_to_install() -> None:
     model = type("Model", (), {"__module__": "flax.nnx"})()
     with pytest.raises(AdapterNotFoundError, match="pip install hybridcore-jax"):
         detect_framework(model)
+
+
+def test_detection_looks_at_the_model_and_not_at_what_is_imported(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "jax", ModuleType("jax"))
+    with pytest.raises(AdapterNotFoundError, match="no framework"):
+        detect_framework(type("Model", (), {"__module__": "mine"})())
 
 
 def test_faulty_frameworks_are_explained(install: Install) -> None:

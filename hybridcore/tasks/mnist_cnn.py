@@ -24,6 +24,8 @@ class MnistCnnOptions(TrainingOptions):
         batch_size: Examples per batch.
         filters: Filters of the first convolution; the second has twice as many.
         dropout: Share of features dropped before the last layer while training.
+        smooth: SiLU and average pooling instead of ReLU and max pooling; without their kinks, rounding
+            errors stay small, and runs in different frameworks stay together.
     """
 
     optimizer: str = attrs.field(default="adam", validator=choice("sgd", "momentum", "adam", "adamw"))
@@ -31,6 +33,7 @@ class MnistCnnOptions(TrainingOptions):
     batch_size: int = attrs.field(default=64, validator=between(2))
     filters: int = attrs.field(default=8, validator=between(1))
     dropout: float = attrs.field(default=0.0, validator=between(0.0, 1.0, high_open=True))
+    smooth: bool = False
 
 
 class MnistCnn(BuiltinTask):
@@ -68,7 +71,13 @@ class MnistCnn(BuiltinTask):
         return Problem(
             name=self.name,
             model="cnn",
-            shape={"filters": filters, "size": 28, "classes": 10, "dropout": config.dropout},
+            shape={
+                "filters": filters,
+                "size": 28,
+                "classes": 10,
+                "dropout": config.dropout,
+                "smooth": config.smooth,
+            },
             weights=_weights(seed, filters),
             optimizer=config.spec(),
             batches=splits.batches,

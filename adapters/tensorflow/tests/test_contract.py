@@ -76,7 +76,8 @@ class Contract(AdapterContract):
         return {v.path.removeprefix(root).replace("/", "."): v for v in adapter.model.trainable_variables}
 
     def state(self, adapter):
-        return [p for v in (*adapter.model.variables, *adapter.optimizer.variables) for p in parts(v)]
+        held = (*adapter.model.variables, *adapter.optimizer.variables, adapter.hook.rate_factor)
+        return [p for v in held for p in parts(v)]
 
     def make(self):
         pool = type(self).__dict__.get("pool") or []
@@ -91,6 +92,8 @@ class Contract(AdapterContract):
         for variable, value in zip(self.state(adapter), values, strict=True):
             variable.assign(value)
         adapter.load_state_dict(counters)
+        if "adaptive-clipping" in adapter.capabilities:
+            adapter.clip_adaptively(None)
         batches = self.batches()
         inputs, labels = batches[0]
         floating = np.issubdtype(inputs.dtype, np.floating)
@@ -254,6 +257,7 @@ class TestModuleWithOwnGenerators(Contract):
         model = adapter.model
         return [
             *(p for v in (*model.weights, model.bias, *adapter.optimizer.variables) for p in parts(v)),
+            adapter.hook.rate_factor,
             model.noise.state,
             model.generator.state.value,
         ]

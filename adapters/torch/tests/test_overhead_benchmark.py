@@ -20,21 +20,19 @@ def overhead():
     return module
 
 
-def test_both_arms_train_alike_and_no_jump_is_applied(overhead, monkeypatch):
-    models = []
-    original = overhead.build_model
-    monkeypatch.setattr(overhead, "build_model", lambda *a: models.append(original(*a)) or models[-1])
+def test_both_arms_train_alike_and_no_jump_is_applied(overhead):
     problem = DigitsMlp(DigitsMlp.Config()).problem(seed=0)
-    plain = overhead.plain_arm(problem, "cpu")
-    hybrid, engine = overhead.engine_arm(problem, "cpu")
+    plain = overhead.torch_loop(problem, "cpu")
+    hybrid, engine = overhead.engine_arm(problem, "torch", "cpu")
     for batch in islice(problem.batches(), 150):
         tensors = tuple(map(torch.as_tensor, batch))
-        plain(tensors)
+        plain.step(tensors)
         hybrid(tensors)
     assert engine.counts.jumps == 0
     assert engine.counts.real_steps == 150
-    for one, two in zip(models[0].model.parameters(), engine.adapter.model.parameters(), strict=True):
-        assert torch.equal(one, two)
+    weights = plain.weights()
+    for name, two in engine.adapter.model.named_parameters():
+        assert torch.equal(torch.as_tensor(weights[name]), two)
 
 
 def test_a_measurement_counts_its_steps(overhead):

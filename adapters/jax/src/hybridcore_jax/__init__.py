@@ -11,15 +11,16 @@ _EXPORTS = {
     "LinenModel": "hybridcore_jax.interfaces.linen",
     "hybridize": "hybridcore_jax.hybrid",
     "rescale_velocity": "hybridcore_jax.jump_rules",
+    "scale_rate": "hybridcore_jax.jump_rules",
 }
 
 if TYPE_CHECKING:
     from hybridcore_jax.adapter import JaxAdapter
     from hybridcore_jax.hybrid import Hybrid, hybridize
     from hybridcore_jax.interfaces.linen import LinenModel
-    from hybridcore_jax.jump_rules import rescale_velocity
+    from hybridcore_jax.jump_rules import rescale_velocity, scale_rate
 
-__all__ = ["Hybrid", "JaxAdapter", "LinenModel", "hybridize", "rescale_velocity"]
+__all__ = ["Hybrid", "JaxAdapter", "LinenModel", "hybridize", "rescale_velocity", "scale_rate"]
 
 
 def __getattr__(name: str) -> Any:

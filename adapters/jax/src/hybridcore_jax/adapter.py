@@ -20,9 +20,9 @@ from hybridcore_jax.buckets import BucketStore
 from hybridcore_jax.checkpoints import export, put_together, take_apart
 from hybridcore_jax.interfaces import Parts, parts_of
 from hybridcore_jax.interfaces.base import PureModel
-from hybridcore_jax.jump_rules import after_jump, moment_statistics, rescale_velocity
+from hybridcore_jax.jump_rules import JumpState, after_jump, moment_statistics, rescale_velocity, scale_rate
 from hybridcore_jax.losses import LossCaller, LossFunction
-from hybridcore_jax.own_step import OwnStepRunner
+from hybridcore_jax.own_step import OwnStepRunner, part_of_the_way
 from hybridcore_jax.parameters import as_arrays, plan_params
 from hybridcore_jax.placement import beside
 from hybridcore_jax.rates import LearningRate, momentum_memory
@@ -30,7 +30,7 @@ from hybridcore_jax.snapshot import JaxSnapshot
 from hybridcore_jax.statistics import Statistics
 from hybridcore_jax.steps import StepRunner
 from hybridcore_jax.train_state import TrainState, access_to
-from hybridcore_jax.trees import copy_tree, device_name, tree_nbytes
+from hybridcore_jax.trees import copy_tree, device_name, find_nodes, is_a, tree_nbytes
 
 __all__ = ["JaxAdapter"]
 
@@ -52,7 +52,9 @@ class JaxAdapter:
         key: Random key of training steps, for example for dropout.
         learning_rate: The optimizer's rate, a number or a schedule of the update count; may be left out
             where `optax.inject_hyperparams` keeps it in the state.
-        train_step: Your own ``train_step(state, batch) -> (new state, mean loss)``, compiled by you.
+        train_step: Your own ``train_step(state, batch) -> (new state, mean loss)``, compiled by you. Instead
+            of the loss it may give a mapping with ``"loss"`` and, where it knows them, ``"grad_norm"`` and
+            ``"overflow"`` (a loss scale overflowed, and the step has left the weights alone).
         trainable: ``trainable(name)`` tells which parameters are trained; None trains all.
         accumulate: Cut each batch into this many micro-batches along axis 0 and add their gradients,
             weighted by size (F61).
@@ -60,8 +62,9 @@ class JaxAdapter:
         donate: Let each step reuse the memory of the state before it; None does so on accelerators.
 
     Attributes:
-        capabilities: ``"batch-statistics"`` where the model keeps running statistics, next to
-            ``"accumulation"`` and ``"checkpoints"``.
+        capabilities: ``"batch-statistics"`` where the model keeps running statistics, and without a
+            `train_step` of your own ``"adaptive-clipping"``, next to ``"accumulation"``, ``"checkpoints"``
+            and ``"learning-rate"``.
 
     Raises:
         ModelError: There is nothing to train, or the arguments exclude each other.
@@ -136,10 +139,15 @@ class JaxAdapter:
         self.momentum_memory = momentum_memory(optimizer, params, self.opt_state)
         kept = train_step is None and self._losses.stateful
         self.capabilities = frozenset(
-            {"accumulation", "checkpoints"} | ({"batch-statistics"} if kept else set())
+            {"accumulation", "checkpoints", "learning-rate"} | ({"batch-statistics"} if kept else set())
         )
+        if isinstance(self._runner, StepRunner):
+            self.capabilities |= {"adaptive-clipping"}
+            self.clip_adaptively = self._runner.clip_adaptively
         self._updates = self._skipped = 0
+        self._factor = 1.0
         self._shared = False
+        self._held: Any = None
 
     @staticmethod
     def _parts(model: Any, state: Any, train_step: Any, optimizer: Any) -> Parts:
@@ -300,7 +308,7 @@ class JaxAdapter:
 
     def snapshot(self) -> JaxSnapshot:
         """Parameters, optimizer, model state and random key, on the device."""
-        return JaxSnapshot(self.layout, self._copied(self._state), self._updates)
+        return JaxSnapshot(self.layout, self._copied(self._state), self._updates, self._factor)
 
     def restore(self, snapshot: Any) -> None:
         """Put a snapshot back bit for bit; it stays valid.
@@ -318,6 +326,7 @@ class JaxAdapter:
             )
         snapshot.check(self.layout, self._state)
         self._state, self._updates = self._copied(snapshot.state), snapshot.updates
+        self._set_factor(snapshot.factor)
 
     def snapshot_state(self, snapshot: Any) -> tuple[dict[str, NDArray[Any]], Any]:
         """NumPy arrays and plain data of a snapshot, for checkpoints (F53)."""
@@ -346,7 +355,27 @@ class JaxAdapter:
     @property
     def learning_rate(self) -> float:
         """Learning rate of the latest update; before the first one, the rate it will have."""
-        return self._rate.after(self._updates, self.opt_state)
+        return self._factor * self._rate.after(self._updates, self.opt_state)
+
+    def scale_learning_rate(self, factor: float) -> None:
+        """Multiply all further updates, whatever schedule or injected rate they come from (F40).
+
+        An update is proportional to the learning rate in every rule of optax, so that this is the same. The
+        factor is part of the optimizer's state, where it was made by `rescale_velocity`, as the adapter does
+        for its own steps. Otherwise the step or loop is yours, and of the way it goes only a part is taken.
+        """
+        self._state = self._access.put(self._state, "opt_state", scale_rate(self.opt_state, factor))
+        self._set_factor(self._factor * factor)
+
+    def _set_factor(self, factor: float) -> None:
+        self._factor = factor
+        if isinstance(self._runner, OwnStepRunner):
+            self._runner.factor = 1.0 if self._rule_scales else factor
+
+    @property
+    def _rule_scales(self) -> bool:
+        """Whether the optimizer's own state holds the factor."""
+        return next(find_nodes(self.opt_state, is_a(JumpState)), None) is not None
 
     def moments(self) -> dict[str, float]:
         """Mean and standard deviation of the optimizer's moments; zeros where it has none."""
@@ -388,7 +417,14 @@ class JaxAdapter:
         """
         self._plan.check(params, "hybrid.advance(params, ...)")
         self._shared = True  # the host may donate these arrays to its next step
+        if self._held is not None and not result.skipped:
+            params = part_of_the_way(self._held, params, self._factor)
         self._state = self._access.put(
             self._access.put(self._state, "params", params), "opt_state", opt_state
         )
         self._count(result)
+
+    def hold(self) -> None:
+        """Before a step of the host's own: keep what is needed to take only a part of it (F40)."""
+        scaled = self._factor != 1.0 and not self._rule_scales
+        self._held = copy_tree(self.params) if scaled else None

@@ -38,7 +38,7 @@ def take_apart(snapshot: JaxSnapshot) -> tuple[dict[str, NDArray[Any]], Any]:
         key = str(len(arrays))
         arrays[key] = host
         leaves.append(ArrayRef(key, str(leaf.dtype)))
-    return arrays, {"leaves": leaves, "updates": snapshot.updates}
+    return arrays, {"leaves": leaves, "updates": snapshot.updates, "factor": snapshot.factor}
 
 
 def put_together(
@@ -53,7 +53,8 @@ def put_together(
     try:
         pairs = zip(data["leaves"], live, strict=True)
         leaves = [_leaf(saved, current, arrays) for saved, current in pairs]
-        return JaxSnapshot(layout, jax.tree.unflatten(structure, leaves), int(data["updates"]))
+        state = jax.tree.unflatten(structure, leaves)
+        return JaxSnapshot(layout, state, int(data["updates"]), float(data["factor"]))
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise SnapshotError(
             f"a snapshot cannot be put together: {error}",

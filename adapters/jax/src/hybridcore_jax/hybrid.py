@@ -188,6 +188,7 @@ class Hybrid:
         self._expected = self.engine.needs_backward
         if self._expected:  # now, since the next step may donate what the engine has to look at before it
             self.engine.before_step()
+            self.adapter.hold()
         return self.adapter.params, self.adapter.opt_state
 
     def averaged(self) -> AbstractContextManager[None]:

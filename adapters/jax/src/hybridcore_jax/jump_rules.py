@@ -1,4 +1,4 @@
-"""What a predicted change does to the optimizer's own state, as pure functions in optax style (F59)."""
+"""What the engine does to the optimizer's own state, as pure functions in optax style (F40, F59)."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import optax
 
 from hybridcore_jax.trees import find_nodes, has_field, is_a, map_nodes
 
-__all__ = ["JumpState", "after_jump", "has_velocity", "moment_statistics", "rescale_velocity"]
+__all__ = ["JumpState", "after_jump", "has_velocity", "moment_statistics", "rescale_velocity", "scale_rate"]
 
 _is_velocity = is_a(optax.TraceState)
 
@@ -22,19 +22,21 @@ class JumpState(NamedTuple):
     Attributes:
         pending: Boolean scalar: the weights jumped since the last update.
         inner: State of the wrapped optimizer.
+        factor: Scalar that multiplies every update, and so the learning rate; see `scale_rate`.
     """
 
     pending: jax.Array
     inner: Any
+    factor: jax.Array
 
 
 def rescale_velocity(optimizer: optax.GradientTransformation) -> optax.GradientTransformationExtraArgs:
-    """An optimizer that scales its heavy-ball velocity once after each jump.
+    """An optimizer that scales its heavy-ball velocity once after each jump, and lets its rate be scaled.
 
     The velocity m was gathered where the weights were before the jump. The first update after it uses
     ``max(0, cos(m, g)) * m`` with the fresh gradient g, over all parameters: as far as the velocity still
     agrees with the gradient at the new place it is worth keeping; one that points uphill is dropped.
-    `after_jump` sets the flag. Optimizers without `optax.trace` are left as they are.
+    `after_jump` sets the flag. Without `optax.trace` there is no velocity to scale.
 
     Args:
         optimizer: Any optax optimizer.
@@ -50,16 +52,39 @@ def rescale_velocity(optimizer: optax.GradientTransformation) -> optax.GradientT
     inner = optax.with_extra_args_support(optimizer)
 
     def init(params: Any) -> JumpState:
-        return JumpState(jnp.zeros((), bool), inner.init(params))
+        return JumpState(jnp.zeros((), bool), inner.init(params), jnp.ones((), jnp.float32))
 
     def update(updates: Any, state: JumpState, params: Any = None, **extra: Any) -> tuple[Any, JumpState]:
         before = state.inner
         if has_velocity(before):
             before = jax.lax.cond(state.pending, lambda s: _scaled(s, updates), lambda s: s, before)
         updates, after = inner.update(updates, before, params, **extra)
-        return updates, JumpState(jnp.zeros((), bool), after)
+        updates = jax.tree.map(lambda u: u * state.factor.astype(u.dtype), updates)
+        return updates, JumpState(jnp.zeros((), bool), after, state.factor)
 
     return optax.GradientTransformationExtraArgs(init, update)
+
+
+def scale_rate(state: Any, factor: float) -> Any:
+    """Optimizer state whose further updates are `factor` times what they would have been, schedules included.
+
+    Only an optimizer made by `rescale_velocity` knows of it; the state of any other comes back as it is.
+
+    Args:
+        state: State of an optax optimizer.
+        factor: Above 0; multiplies the factor so far.
+
+    Example:
+        >>> optimizer = rescale_velocity(optax.sgd(0.5))
+        >>> state = scale_rate(optimizer.init({"w": jnp.ones(1)}), 0.5)
+        >>> optimizer.update({"w": jnp.ones(1)}, state)[0]["w"].tolist()
+        [-0.25]
+    """
+
+    def scaled(node: JumpState) -> JumpState:
+        return node._replace(factor=(node.factor * factor).astype(node.factor.dtype))
+
+    return map_nodes(scaled, state, is_a(JumpState))
 
 
 def has_velocity(state: Any) -> bool:
@@ -79,7 +104,7 @@ def after_jump(state: Any) -> Any:
     """
     if isinstance(state, JumpState):
         pending = jnp.full_like(state.pending, has_velocity(state.inner))
-        return JumpState(pending, _without_pairs(state.inner))
+        return state._replace(pending=pending, inner=_without_pairs(state.inner))
     if next(find_nodes(state, is_a(JumpState)), None) is not None:
         return map_nodes(after_jump, state, is_a(JumpState))
     return map_nodes(_zeros, _without_pairs(state), _is_velocity)

@@ -23,11 +23,13 @@ class JaxSnapshot:
             copies where steps donate their state, and the very arrays in use where they do not, since
             nothing else can change an array of JAX.
         updates: Optimizer updates so far, the position in a learning-rate schedule.
+        factor: What the engine has multiplied the learning rate by.
     """
 
     layout: ParamLayout
     state: Any
     updates: int
+    factor: float
 
     def check(self, layout: ParamLayout, state: Any) -> None:
         """Raise unless this snapshot fits a model of this layout and a train state of this structure.

@@ -11,6 +11,7 @@ import optax
 
 from hybridcore.errors import ModelError
 from hybridcore.protocols import StepResult
+from hybridcore_jax.adaptive_clipping import clip_units
 from hybridcore_jax.batches import micro_batches, n_examples
 from hybridcore_jax.losses import LossCaller
 from hybridcore_jax.parameters import Plan
@@ -65,6 +66,7 @@ class StepRunner:
         self._accumulate, self._limit = accumulate, max_grad_norm
         self.donates = donate
         self._compiled = jax.jit(self._step, donate_argnums=(0,) if donate else ())
+        self._unit_ratio: float | None = None
 
     def run(self, state: TrainState, batch: Any) -> tuple[TrainState, StepResult]:
         """One step; where it is skipped the returned state holds what the given one held.
@@ -72,15 +74,24 @@ class StepRunner:
         Raises:
             BatchError: The model cannot take the batch; the given state is still valid.
         """
-        state, report = self._compiled(state, batch)
+        state, report = self._compiled(state, batch, self._unit_ratio)
         loss, norm, good, count, passes = np.asarray(report).tolist()
         return state, StepResult(loss, norm, not good, int(count), int(passes))
 
-    def _step(self, state: TrainState, batch: Any) -> tuple[TrainState, jax.Array]:
+    def clip_adaptively(self, ratio: float | None) -> None:
+        """Clip gradients unit by unit, relative to the weights; None ends it (F69).
+
+        Compiled once more at the first change from None to a ratio, and never again.
+        """
+        self._unit_ratio = ratio
+
+    def _step(self, state: TrainState, batch: Any, unit_ratio: Any) -> tuple[TrainState, jax.Array]:
         key, used = state.key, None
         if key is not None:
             key, used = jax.random.split(key)
         loss, gradients, model_state, count, passes = self._gradients(state, used, batch)
+        if unit_ratio is not None:
+            gradients = clip_units(gradients, state.params, self._plan, unit_ratio)
         norm = optax.tree.norm(jax.tree.map(lambda g: g.astype(_wide(g.dtype)), gradients))
         good = jnp.isfinite(loss) & jnp.isfinite(norm)
         if self._limit is not None:

@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
-import keras
 import numpy as np
 import tensorflow as tf
 from numpy.typing import NDArray
@@ -14,6 +13,7 @@ from numpy.typing import NDArray
 from hybridcore.errors import ModelError, ProbeError
 from hybridcore.layout import Buckets, ParamGroup
 from hybridcore.protocols import API_VERSION, StepResult
+from hybridcore_tensorflow.adaptive_clipping import unit_axis
 from hybridcore_tensorflow.arrays import bridge_for
 from hybridcore_tensorflow.batches import as_tensors
 from hybridcore_tensorflow.buckets import BucketStore
@@ -25,7 +25,14 @@ from hybridcore_tensorflow.modes import batch_statistics, tracked_norms, undistu
 from hybridcore_tensorflow.snapshot import SnapshotKeeper, TensorFlowSnapshot, VariableSet
 from hybridcore_tensorflow.statistics import refresh
 from hybridcore_tensorflow.steps import GraphRunner, UserRunner
-from hybridcore_tensorflow.variables import collect, components, global_generators, layers_of, strategy_of
+from hybridcore_tensorflow.variables import (
+    collect,
+    components,
+    global_generators,
+    layers_of,
+    raw,
+    strategy_of,
+)
 
 __all__ = ["TensorFlowAdapter"]
 
@@ -48,7 +55,8 @@ class TensorFlowAdapter:
 
     Attributes:
         capabilities: ``"batch-statistics"`` where BatchNormalization layers learn moving statistics, next
-            to ``"closure"`` and, without `train_step`, ``"accumulation"``.
+            to ``"closure"`` and ``"learning-rate"`` and, without `train_step`, ``"adaptive-clipping"`` and,
+            without a distribution strategy too, ``"accumulation"``.
 
     Raises:
         ModelError: The model is not built, there is nothing to train, or the arguments exclude each other.
@@ -85,7 +93,8 @@ class TensorFlowAdapter:
         bridge = bridge_for(self.device)
         self.xp = bridge.xp
         self._store = BucketStore(self.layout, found.trained, bridge)
-        self._hook = UpdateHook(optimizer, found.trained[0], max_grad_norm)
+        axes = {id(raw(v)): unit_axis(n) for n, v in zip(self.layout.names, found.trained, strict=True)}
+        self._hook = UpdateHook(optimizer, found.trained[0], max_grad_norm, axes)
         self._keeper = SnapshotKeeper(self.layout, self._all_variables)
         self._losses = LossCaller(model, loss_fn, layers_of(model))
         self._norms = tracked_norms(found.norms)
@@ -108,10 +117,13 @@ class TensorFlowAdapter:
                 self._strategy, optimizer, found.trained, state, self._losses, self._hook, max_grad_norm
             )
         self.capabilities = frozenset(
-            {"closure"}
+            {"closure", "learning-rate"}
+            | ({"adaptive-clipping"} if train_step is None else set())
             | ({"accumulation"} if self._runner is self._graph else set())
             | ({"batch-statistics"} if self._norms else set())
         )
+        if train_step is None:
+            self.clip_adaptively = self._hook.clip_adaptively
         self._probe = tf.function(self._probe_graph, autograph=False, reduce_retracing=True)
         self._measure = tf.function(self._measure_graph, autograph=False, reduce_retracing=True)
         self._other_traces = self._skipped = self._real_steps = 0
@@ -259,7 +271,8 @@ class TensorFlowAdapter:
     def _all_variables(self) -> tuple[tf.Variable, ...]:
         """Everything a step may change, one plain variable per replica, each once."""
         found = self._found
-        groups = (found.trained, self.optimizer.variables, found.state, global_generators())
+        own = (self._hook.rate_factor,)
+        groups = (found.trained, self.optimizer.variables, found.state, global_generators(), own)
         unique = {id(part): part for group in groups for v in group for part in components(v)}
         return tuple(unique.values())
 
@@ -275,6 +288,7 @@ class TensorFlowAdapter:
         """
         self._keeper.put_back(snapshot)
         self._hook.pending = snapshot.pending
+        self._rate = (-1, 0.0)
 
     def snapshot_nbytes(self) -> int:
         """Bytes that one snapshot takes now."""
@@ -291,7 +305,7 @@ class TensorFlowAdapter:
     @property
     def learning_rate(self) -> float:
         """Learning rate at the next update; a schedule is evaluated once per iteration."""
-        rate = self.optimizer.learning_rate if not self._scheduled else None
+        rate = self.optimizer.learning_rate if not self._hook.scheduled else None
         if rate is not None:
             return float(tf.convert_to_tensor(rate))
         step = self.iterations
@@ -299,11 +313,13 @@ class TensorFlowAdapter:
             self._rate = (step, float(tf.convert_to_tensor(self.optimizer.learning_rate)))
         return self._rate[1]
 
-    @property
-    def _scheduled(self) -> bool:
-        return isinstance(
-            inner(self.optimizer)._learning_rate, keras.optimizers.schedules.LearningRateSchedule
-        )
+    def scale_learning_rate(self, factor: float) -> None:
+        """Multiply the learning rate, and all later rates of a schedule inside the optimizer (F40).
+
+        A Keras callback that sets the rate anew, such as `LearningRateScheduler`, undoes it.
+        """
+        self._hook.scale_rate(factor)
+        self._rate = (-1, 0.0)
 
     @property
     def momentum_memory(self) -> float:

@@ -69,7 +69,7 @@ class DistributedRunner:
         former = self._state.copy()
         try:
             with batch_errors(batch):
-                loss, norm, gradients = self._forward(self._dealt(batch))
+                loss, norm, gradients = self._forward(self._dealt(batch), self._hook.unit_ratio is not None)
             value, size = self._first(loss), self._first(norm)
             updated = math.isfinite(value) and math.isfinite(size)
             if updated:
@@ -105,8 +105,8 @@ class DistributedRunner:
         ]
         return tf.nest.pack_sequence_as(parts[0], dealt)
 
-    def _forward_graph(self, batch: Any) -> Any:
-        self.traces += 1
+    def _forward_graph(self, batch: Any, clipping: bool) -> Any:
+        self.traces += 1  # `clipping` makes a graph of its own
         return self._strategy.run(self._replica, args=(batch,))
 
     def _replica(self, batch: Any) -> Any:
@@ -120,6 +120,8 @@ class DistributedRunner:
         present = [tf.convert_to_tensor(g) for g in gradients if g is not None]
         reduced = iter(context.all_reduce(add, present))
         whole = [None if g is None else next(reduced) for g in gradients]
+        if self._hook.unit_ratio is not None:
+            whole = self._hook.clip_units(whole, self._trained)
         norm = tf.linalg.global_norm([tf.cast(g, tf.float32) for g in whole if g is not None])
         if self._limit is not None:
             factor = tf.minimum(1.0, self._limit / tf.maximum(norm, 1e-30))

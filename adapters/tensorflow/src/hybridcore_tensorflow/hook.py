@@ -1,14 +1,17 @@
-"""Listens inside ``optimizer.apply``: gradient norm, guard, momentum rule, count of updates."""
+"""Listens inside ``optimizer.apply``: gradient norm, guard, momentum rule, learning rate, updates."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
+import keras
 import tensorflow as tf
 
-from hybridcore_tensorflow.jump_rules import has_velocity, inner, scale_velocity
-from hybridcore_tensorflow.variables import components
+from hybridcore_tensorflow.adaptive_clipping import clip_unit
+from hybridcore_tensorflow.jump_rules import has_velocity, inner, scale_rated_velocity, scale_velocity
+from hybridcore_tensorflow.variables import components, raw
 
 __all__ = ["UpdateHook"]
 
@@ -16,12 +19,14 @@ __all__ = ["UpdateHook"]
 class UpdateHook:
     """Attached to one optimizer; lives in every graph that is traced afterwards.
 
-    Keras has no hooks on optimizers, so the instance's own `apply` and `scale_loss` are shadowed until
-    `detach`; class, configuration and variables stay as they are. Inside a graph everything is told through
-    variables, so that a user's compiled step and ``model.fit`` are followed without a callback to Python:
+    Keras has no hooks on optimizers, so the instance's own `apply`, `scale_loss` and reading of the learning
+    rate are shadowed until `detach`; class, configuration and variables stay as they are. Inside a graph
+    everything is told through variables, so that a user's compiled step and ``model.fit`` are followed
+    without a callback to Python:
 
     - a non-finite gradient, or a non-finite loss seen by `scale_loss`, applies nothing (F41);
-    - after a jump the velocity is scaled before it is used (F59).
+    - after a jump the velocity is scaled before it is used (F59);
+    - a learning rate that comes from a schedule is multiplied by `rate_factor` (F40).
 
     Under a `tf.distribute` strategy nothing is done here, since Keras merges replicas inside `apply` and
     TensorFlow allows no condition around that; `DistributedRunner` does it between two graphs.
@@ -30,28 +35,45 @@ class UpdateHook:
         optimizer: A built Keras optimizer.
         variable: A trained variable; the hook's own lie beside it.
         limit: Clip gradients to this Euclidean norm, or None.
+        axes: Axis of the units of each trained variable, by the id of the `tf.Variable` (F69).
+
+    Attributes:
+        rate_factor: What every rate of a schedule is multiplied by.
+        unit_ratio: Clip gradients unit by unit at this ratio, or None; read while a graph is made.
     """
 
-    def __init__(self, optimizer: Any, variable: Any, limit: float | None) -> None:
+    def __init__(
+        self, optimizer: Any, variable: Any, limit: float | None, axes: Mapping[int, int] | None = None
+    ) -> None:
         self._outer, self._inner, self._limit = optimizer, inner(optimizer), limit
         with tf.device(components(variable)[0].device):
             self._pending = tf.Variable(False, trainable=False, name="hybridcore_pending")
             self._veto = tf.Variable(False, trainable=False, name="hybridcore_veto")
             self.updates = tf.Variable(0, dtype=tf.int64, trainable=False, name="hybridcore_updates")
             self.report = tf.Variable([math.nan, math.nan], trainable=False, name="hybridcore_report")
+            self.rate_factor = tf.Variable(1.0, trainable=False, name="hybridcore_rate_factor")
+            self._ratio = tf.Variable(0.0, trainable=False, name="hybridcore_unit_ratio")
+        self._axes = dict(axes or {})
+        self.unit_ratio: float | None = None
         self._waiting = False
         self._apply = type(self._inner).apply.__get__(self._inner)
         self._scale = type(optimizer).scale_loss.__get__(optimizer)
+        self._rate = type(self._inner)._get_current_learning_rate.__get__(self._inner)
         self.attach()
 
     def attach(self) -> None:
         """Put the hook on, again after `detach`."""
         object.__setattr__(self._inner, "apply", self._on_apply)
         object.__setattr__(self._outer, "scale_loss", self._on_scale)
+        object.__setattr__(self._inner, "_get_current_learning_rate", self._on_rate)
 
     def detach(self) -> None:
         """Take the hook off; graphs traced before keep it."""
-        for owner, name in ((self._inner, "apply"), (self._outer, "scale_loss")):
+        for owner, name in (
+            (self._inner, "apply"),
+            (self._outer, "scale_loss"),
+            (self._inner, "_get_current_learning_rate"),
+        ):
             owner.__dict__.pop(name, None)
 
     @property
@@ -67,11 +89,45 @@ class UpdateHook:
             self._pending.assign(value)
             self._waiting = value
 
+    @property
+    def scheduled(self) -> bool:
+        """Whether a schedule or a function makes the learning rate, instead of a variable."""
+        return not isinstance(self._inner._learning_rate, keras.Variable)
+
+    def scale_rate(self, factor: float) -> None:
+        """Multiply the learning rate: the variable that holds it, or else what the schedule gives."""
+        held = [self.rate_factor] if self.scheduled else components(self._inner._learning_rate)
+        for variable in held:
+            variable.assign(variable * tf.cast(factor, variable.dtype))
+        scale_rated_velocity(self._outer, factor)
+
+    def clip_units(self, gradients: Any, variables: Any) -> list[Any]:
+        """Gradients clipped unit by unit; those of foreign variables as they are."""
+        clipped = []
+        for gradient, variable in zip(gradients, variables, strict=True):
+            axis = self._axes.get(id(raw(variable)))
+            if gradient is not None and axis is not None:
+                gradient = clip_unit(gradient, variable, axis, self._ratio)
+            clipped.append(gradient)
+        return clipped
+
+    def clip_adaptively(self, ratio: float | None) -> None:
+        """Set `unit_ratio`, and the variable that the graphs read."""
+        self.unit_ratio = ratio
+        self._ratio.assign(ratio or 0.0)
+
     def scale_pending(self, gradients: Any, variables: Any) -> None:
         """Apply a waiting momentum rule now, for updates that do not pass through the hook."""
         if self.pending:
             scale_velocity(self._outer, gradients, variables)
             self.pending = False
+
+    def _on_rate(self) -> Any:
+        rate = self._rate()
+        if isinstance(rate, keras.Variable):
+            return rate
+        rate = tf.convert_to_tensor(rate)
+        return rate * tf.cast(self.rate_factor, rate.dtype)
 
     def _on_scale(self, loss: Any) -> Any:
         if not tf.distribute.has_strategy():
@@ -87,6 +143,8 @@ class UpdateHook:
             return
         variables = self._inner._trainable_variables if trainable_variables is None else trainable_variables
         variables = list(variables)
+        if self.unit_ratio is not None:
+            grads = self.clip_units(grads, variables)
         factor = self._inner.loss_scale_factor or 1.0
         norm = tf.linalg.global_norm([_wide(g) for g in grads if g is not None]) / factor
         finite = tf.logical_and(tf.math.is_finite(norm), tf.logical_not(self._veto))

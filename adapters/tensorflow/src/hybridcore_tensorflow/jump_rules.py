@@ -11,7 +11,14 @@ import tensorflow as tf
 
 from hybridcore_tensorflow.variables import components, raw
 
-__all__ = ["first_moment_memory", "has_velocity", "inner", "moment_statistics", "scale_velocity"]
+__all__ = [
+    "first_moment_memory",
+    "has_velocity",
+    "inner",
+    "moment_statistics",
+    "scale_rated_velocity",
+    "scale_velocity",
+]
 
 
 def inner(optimizer: Any) -> Any:
@@ -66,6 +73,18 @@ def scale_velocity(optimizer: Any, gradients: Sequence[Any], variables: Sequence
     for (parts, _), velocity in zip(rows, current, strict=True):
         for part in parts:
             part.assign(tf.cast(velocity * cosine, part.dtype))
+
+
+def scale_rated_velocity(optimizer: Any, factor: float) -> None:
+    """Scale the velocities that hold the learning rate, as the velocities of Keras' own SGD and RMSprop do.
+
+    ``m = momentum * m - rate * gradient`` goes on at the old rate for many steps after the rate has changed;
+    PyTorch's velocity gathers plain gradients, and follows at once. Here both do (F40).
+    """
+    if isinstance(inner(optimizer), keras.optimizers.SGD | keras.optimizers.RMSprop):
+        for velocity in _velocities(optimizer)[0]:
+            for part in components(velocity):
+                part.assign(part * tf.cast(factor, part.dtype))
 
 
 def first_moment_memory(optimizer: Any) -> float:

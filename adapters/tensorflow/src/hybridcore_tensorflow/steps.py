@@ -14,7 +14,7 @@ from hybridcore_tensorflow.batches import as_tensors, n_examples, split
 from hybridcore_tensorflow.hook import UpdateHook
 from hybridcore_tensorflow.losses import LossCaller, batch_errors
 from hybridcore_tensorflow.snapshot import SnapshotKeeper, VariableSet
-from hybridcore_tensorflow.variables import raw
+from hybridcore_tensorflow.variables import components, raw
 
 __all__ = ["GraphRunner", "UserRunner"]
 
@@ -55,7 +55,7 @@ class GraphRunner:
 
         def attempt() -> tuple[Any, int]:
             with batch_errors(batch):
-                return self._function(tensors), n_examples(tensors)
+                return self._function(tensors, self._hook.unit_ratio is not None), n_examples(tensors)
 
         return self._guarded(attempt, passes)
 
@@ -87,7 +87,8 @@ class GraphRunner:
         overflow = scaled and not updated and math.isfinite(loss)
         return StepResult(loss, norm, not updated, count, passes, overflow)
 
-    def _graph(self, batch: Any) -> Any:
+    def _graph(self, batch: Any, clipping: bool) -> Any:
+        # `clipping` makes a graph of its own; the hook looks at the ratio while it is made.
         self.traces += 1
         before = self._hook.updates.read_value()
         if self._accumulate == 1:
@@ -171,9 +172,32 @@ class UserRunner:
         norm = float(self._hook.report.numpy()[1]) if hooked else math.nan
         moved = int(self._optimizer.iterations.numpy()) != iterations
         if not moved or not math.isfinite(loss) or not bool(self._finite()):
+            scale = self._lowered_scale() if not moved else ()
             self._undo(former, pending)
-            return StepResult(loss, norm, True, n_examples(batch))
+            for variable, value in scale:
+                variable.assign(value)
+            return StepResult(
+                loss, norm, True, n_examples(batch), overflow=bool(scale) and math.isfinite(loss)
+            )
+        if not hooked and self._hook.scheduled:
+            self._take_part(former, float(self._hook.rate_factor.numpy()))
         return StepResult(loss, norm, False, n_examples(batch))
+
+    def _lowered_scale(self) -> list[tuple[Any, Any]]:
+        """The loss scale that an overflow has lowered; without that every later step would overflow too."""
+        if not hasattr(self._optimizer, "inner_optimizer"):
+            return []
+        return [(v, v.numpy()) for v in (self._optimizer.dynamic_scale, self._optimizer.step_counter)]
+
+    def _take_part(self, former: Any, factor: float) -> None:
+        """Keep a part of the way (F40): the graph was made too early to know the hook's factor."""
+        if factor == 1.0:
+            return
+        before = dict(zip(map(id, former.variables), former.values, strict=True))
+        for variable in self._trained:
+            for part in components(variable):
+                start = before[id(part)]
+                part.assign(start + tf.cast(factor, part.dtype) * (part - start))
 
     def _undo(self, former: Any, pending: bool) -> None:
         self._keeper.put_back(former)

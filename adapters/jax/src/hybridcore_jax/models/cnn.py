@@ -61,12 +61,13 @@ def _convolve(params: Params, name: str, hidden: jax.Array) -> jax.Array:
 
 
 def build_cnn(shape: Mapping[str, Any]) -> BuiltModel:
-    """Classifier of ``shape``: filters, size, classes, dropout.
+    """Classifier of ``shape``: filters, size, classes, dropout, and optionally smooth.
 
-    Blocks of 3x3 convolution, batch norm, ReLU and 2x2 max pooling; dropout; one linear layer. Images have
-    shape (n, size, size).
+    Blocks of 3x3 convolution, batch norm, ReLU and 2x2 max pooling (SiLU and average pooling if smooth);
+    dropout; one linear layer. Images have shape (n, size, size).
     """
     filters, dropout = tuple(shape["filters"]), float(shape["dropout"])
+    smooth = bool(shape.get("smooth", False))
     blocks = range(len(filters))
 
     def logits(
@@ -79,8 +80,9 @@ def build_cnn(shape: Mapping[str, Any]) -> BuiltModel:
             hidden, learned = _batch_norm(params, f"norms.{index}", hidden, state, training, own)
             new |= learned
             n, h, w, c = hidden.shape
-            hidden = jax.nn.relu(hidden)[:, : h // 2 * 2, : w // 2 * 2]
-            hidden = hidden.reshape(n, h // 2, 2, w // 2, 2, c).max(axis=(2, 4))
+            hidden = (jax.nn.silu if smooth else jax.nn.relu)(hidden)[:, : h // 2 * 2, : w // 2 * 2]
+            windows = hidden.reshape(n, h // 2, 2, w // 2, 2, c)
+            hidden = windows.mean(axis=(2, 4)) if smooth else windows.max(axis=(2, 4))
         flat = hidden.transpose(0, 3, 1, 2).reshape(hidden.shape[0], -1)
         if training and dropout:
             kept = jax.random.bernoulli(key, 1.0 - dropout, flat.shape)

@@ -41,14 +41,18 @@ class Cnn(tf.Module):
         size: Height and width of the images.
         classes: Number of classes.
         dropout: Share of features dropped before the affine layer while training.
+        smooth: SiLU and average pooling instead of ReLU and max pooling.
 
     Example:
         >>> tuple(Cnn((4, 8), size=28, classes=10, dropout=0.0)(tf.zeros((2, 28, 28))).shape)
         (2, 10)
     """
 
-    def __init__(self, filters: Sequence[int], size: int, classes: int, dropout: float) -> None:
+    def __init__(
+        self, filters: Sequence[int], size: int, classes: int, dropout: float, smooth: bool = False
+    ) -> None:
         super().__init__()
+        self.smooth = smooth
         channels = (1, *filters[:-1])
         self.convolutions = [Convolution(a, b) for a, b in zip(channels, filters, strict=True)]
         self.norms = [BatchNorm(count) for count in filters]
@@ -59,8 +63,10 @@ class Cnn(tf.Module):
     def __call__(self, images: Any, training: bool = False) -> Any:
         """Logits (n, classes) of images (n, size, size)."""
         hidden = images[..., None]
+        activate = tf.nn.silu if self.smooth else tf.nn.relu
+        pool = tf.nn.avg_pool2d if self.smooth else tf.nn.max_pool2d
         for convolution, norm in zip(self.convolutions, self.norms, strict=True):
-            hidden = tf.nn.max_pool2d(tf.nn.relu(norm(convolution(hidden), training)), 2, 2, "VALID")
+            hidden = pool(activate(norm(convolution(hidden), training)), 2, 2, "VALID")
         # PyTorch flattens channels first; the head's weights are in that order.
         flat = tf.reshape(tf.transpose(hidden, (0, 3, 1, 2)), (-1, self.head.weight.shape[1]))
         if training and self.dropout:
@@ -69,5 +75,6 @@ class Cnn(tf.Module):
 
 
 def build_cnn(shape: Mapping[str, Any]) -> BuiltModel:
-    """Classifier of ``shape``: filters, size, classes, dropout."""
-    return classification(Cnn(shape["filters"], shape["size"], shape["classes"], shape["dropout"]))
+    """Classifier of ``shape``: filters, size, classes, dropout, and optionally smooth."""
+    sizes = (shape["filters"], shape["size"], shape["classes"], shape["dropout"])
+    return classification(Cnn(*sizes, shape.get("smooth", False)))

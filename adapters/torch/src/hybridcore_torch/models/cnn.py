@@ -21,14 +21,18 @@ class Cnn(nn.Module):
         size: Height and width of the images.
         classes: Number of classes.
         dropout: Share of features dropped before the linear layer while training.
+        smooth: SiLU and average pooling instead of ReLU and max pooling.
 
     Example:
         >>> Cnn((4, 8), size=28, classes=10, dropout=0.0)(torch.zeros(2, 28, 28)).shape
         torch.Size([2, 10])
     """
 
-    def __init__(self, filters: Sequence[int], size: int, classes: int, dropout: float) -> None:
+    def __init__(
+        self, filters: Sequence[int], size: int, classes: int, dropout: float, smooth: bool = False
+    ) -> None:
         super().__init__()
+        self.smooth = smooth
         channels = (1, *filters[:-1])
         self.convolutions = nn.ModuleList(
             nn.Conv2d(a, b, 3, padding=1) for a, b in zip(channels, filters, strict=True)
@@ -40,12 +44,15 @@ class Cnn(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """Logits (n, classes) of images (n, size, size)."""
         hidden = images.unsqueeze(1)
+        activate = nn.functional.silu if self.smooth else torch.relu
+        pool = nn.functional.avg_pool2d if self.smooth else nn.functional.max_pool2d
         for convolution, norm in zip(self.convolutions, self.norms, strict=True):
-            hidden = nn.functional.max_pool2d(torch.relu(norm(convolution(hidden))), 2)
+            hidden = pool(activate(norm(convolution(hidden))), 2)
         logits: Tensor = self.head(self.dropout(hidden.flatten(1)))
         return logits
 
 
 def build_cnn(shape: Mapping[str, Any]) -> BuiltModel:
-    """Classifier of ``shape``: filters, size, classes, dropout."""
-    return classification(Cnn(shape["filters"], shape["size"], shape["classes"], shape["dropout"]))
+    """Classifier of ``shape``: filters, size, classes, dropout, and optionally smooth."""
+    sizes = (shape["filters"], shape["size"], shape["classes"], shape["dropout"])
+    return classification(Cnn(*sizes, shape.get("smooth", False)))

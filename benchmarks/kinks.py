@@ -1,0 +1,60 @@
+"""How one rounding error grows: `mnist-cnn` in PyTorch against itself, from weights one last bit apart.
+
+With ReLU and max pooling a rounding error now and then chooses another pixel, and the gradient jumps; with
+SiLU and average pooling it cannot. That bounds what any two frameworks can agree on (F89).
+
+    OMP_NUM_THREADS=1 python benchmarks/kinks.py [--steps N]
+"""
+
+from __future__ import annotations
+
+import argparse
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from hybridcore.plugins import load_registry
+from hybridcore_torch.models import build_model
+from hybridcore_torch.optimizers import build_optimizer
+
+
+def losses(dtype: torch.dtype, stretch: float, smooth: bool, steps: int) -> NDArray[np.float64]:
+    """Training losses from weights multiplied by ``1 + stretch``."""
+    cls = load_registry().get("task", "mnist-cnn")
+    problem = cls(cls.Config(smooth=smooth)).problem(seed=0)
+    built = build_model(problem, "cpu")
+    built.model.to(dtype)
+    with torch.no_grad():
+        for param in built.model.parameters():
+            param.mul_(1.0 + stretch)
+    optimizer = build_optimizer(built.model.parameters(), problem.optimizer)
+    stream, found = problem.batches(), []
+    for _ in range(steps):
+        inputs, labels = (torch.as_tensor(array) for array in next(stream))
+        optimizer.zero_grad()
+        loss = built.loss_fn(built.model, (inputs.to(dtype), labels)).mean()
+        loss.backward()
+        optimizer.step()
+        found.append(loss.item())
+    return np.asarray(found)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
+    parser.add_argument("--steps", type=int, default=200)
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    print(f"largest deviation of a training loss in {options.steps} steps, after a change of one unit")
+    for dtype in (torch.float32, torch.float64):
+        for smooth in (False, True):
+            plain, other = (
+                losses(dtype, stretch, smooth, options.steps) for stretch in (0.0, torch.finfo(dtype).eps)
+            )
+            gap = float((np.abs(plain - other) / plain).max())
+            kind = "SiLU, average pooling" if smooth else "ReLU, max pooling"
+            print(f"{str(dtype).removeprefix('torch.'):<9}{kind:<23}{gap:.1e}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
