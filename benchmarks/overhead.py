@@ -4,7 +4,7 @@ Both arms train the same model from the same weights on the same batches with th
 of a few steps in the order A B B A, so that drifts of the machine's speed cancel. Each turn of four gives
 one ratio; the median and the quartiles of these ratios are shown.
 
-    OMP_NUM_THREADS=1 python benchmarks/overhead.py [--quick] [--framework NAME] [--task NAME ...] [--json FILE]
+    OMP_NUM_THREADS=1 python benchmarks/overhead.py [--quick] [--framework NAME] [--task NAME ...]
 """
 
 from __future__ import annotations
