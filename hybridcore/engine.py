@@ -47,7 +47,7 @@ from hybridcore.recovery import Recovery
 from hybridcore.reporting import Reporter
 from hybridcore.rewind import Rewind
 from hybridcore.state import EngineState, Statistics
-from hybridcore.trials import TrialKeeper
+from hybridcore.trials import Trial, TrialKeeper
 from hybridcore.verdict import Verdict
 
 if TYPE_CHECKING:
@@ -412,7 +412,10 @@ class Engine:
             DivergenceError: The run ends in a state that has diverged, and there is none to go back to.
         """
         self._leaps.drop("the run is over")
-        if self._trials.trial is not None:
+        trial = self._trials.trial
+        if trial is not None and trial.continuous and trial.real_steps == 0:
+            self._take_back(trial)
+        elif trial is not None:
             self._judge_trial()
         self.corrections.finish()
         self.recovery.finish()
@@ -667,6 +670,16 @@ class Engine:
         if self._trials.steps_left == 0:
             return self._judge_trial()
         return False
+
+    def _take_back(self, trial: Trial) -> None:
+        """Undo a repetition that no real step has followed: nothing can be said of it."""
+        self.adapter.restore(trial.snapshot)
+        self._trials.close()
+        self.corrections.failed()
+        self.counts.predicted_steps -= trial.predicted
+        self.counts.jumps -= trial.jumps
+        reason = "the run is over before the jump can be judged"
+        self._reporter.emit(Event.ROLLBACK, to_step=trial.step, reason=reason)
 
     def _judge_trial(self) -> bool:
         verdict = self._trials.verdict(self.counts.cost, self.counts.predicted_steps)

@@ -3,6 +3,7 @@ from __future__ import annotations
 import itertools
 import math
 
+import attrs
 import numpy as np
 import pytest
 from engine_lab import Proposes, Scripted, bits, bowl, build, clouds, configure, correct, drive, full, predict
@@ -436,3 +437,21 @@ def test_f84_every_real_step_is_the_users_own_update():
         np.testing.assert_allclose(
             after - before, -0.01 * adapter.curvature * (before - adapter.optimum), rtol=1e-9, atol=1e-12
         )
+
+
+@pytest.mark.parametrize("judge", ["probe", "guard"])
+def test_a_repetition_that_no_step_follows_is_taken_back_at_the_end(judge):
+    adapter = bowl()
+    script = Scripted(full(8), attrs.evolve(predict(settle=4), judge=judge, continuous=True), correct(4))
+    engine, recorder = build(adapter, configure(probe={"tentative": False}), script, probes=[None])
+    while not recorder.named("jump"):
+        before = bits(adapter.snapshot())
+        drive(engine, 1)
+        after = bits(adapter.snapshot())
+    moved = engine.counts.predicted_steps
+    start = bits(engine._trials.trial.snapshot)
+    assert after != before and after != start and moved > 0.0
+    summary = engine.finish()
+    assert bits(adapter.snapshot()) == start
+    assert summary["jumps"] == summary["predicted_steps"] == summary["verdicts_failed"] == 0
+    assert "before the jump can be judged" in recorder.named("rollback")[-1]["reason"]
