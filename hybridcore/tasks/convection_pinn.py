@@ -55,6 +55,7 @@ class ConvectionPinn(BuiltinTask):
     """
 
     name: ClassVar[str] = "convection-pinn"
+    frameworks: ClassVar[tuple[str, ...]] = ("torch",)
     Config = ConvectionOptions
 
     def __init__(self, config: ConvectionOptions) -> None:

@@ -49,6 +49,7 @@ class LoraGpt(BuiltinTask):
     """
 
     name: ClassVar[str] = "lora-gpt"
+    frameworks: ClassVar[tuple[str, ...]] = ("torch",)
     Config = LoraGptOptions
 
     def __init__(self, config: LoraGptOptions) -> None:
