@@ -4,12 +4,13 @@ Both arms train the same model from the same weights on the same batches with th
 of a few steps in the order A B B A, so that drifts of the machine's speed cancel. Each turn of four gives
 one ratio; the median and the quartiles of these ratios are shown.
 
-    OMP_NUM_THREADS=1 python benchmarks/overhead.py [--quick] [--framework NAME] [--task NAME ...]
+    OMP_NUM_THREADS=1 python benchmarks/overhead.py [--quick] [--framework NAME] [--task NAME] [--json FILE]
 """
 
 from __future__ import annotations
 
 import argparse
+import inspect
 import json
 import platform
 import subprocess
@@ -147,11 +148,12 @@ def tensorflow_loop(problem: Problem, device: str) -> PlainLoop:
         named = trainable(built.model)
         variables = list(named.values())
         optimizer.build(variables)
+    told = {"training": True} if "training" in inspect.signature(built.loss_fn).parameters else {}
 
     @tf.function(autograph=False)
     def update(batch: Any) -> Any:
         with tf.GradientTape() as tape:
-            loss = tf.reduce_mean(built.loss_fn(built.model, batch, training=True))
+            loss = tf.reduce_mean(built.loss_fn(built.model, batch, **told))
         optimizer.apply(tape.gradient(loss, variables), variables)
         return loss
 

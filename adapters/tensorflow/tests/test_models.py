@@ -10,6 +10,7 @@ import tensorflow as tf
 
 from hybridcore.tasks import BUILTIN
 from hybridcore.tasks.digits_mlp import DigitsMlp
+from hybridcore.tasks.finetune_gpt import FinetuneGpt
 from hybridcore.tasks.mnist_cnn import MnistCnn
 from hybridcore.tasks.poisson_pinn import PoissonPinn
 from hybridcore.tasks.stdlib_gpt import StdlibGpt
@@ -31,8 +32,8 @@ def _load(path):
     return getattr(import_module(module), name)
 
 
-SERVED = [cls for cls in map(_load, BUILTIN) if "tensorflow" in cls.frameworks]
-tasks = pytest.mark.parametrize("cls", SERVED, ids=lambda cls: cls.name)
+CLASSES = [cls for cls in map(_load, BUILTIN) if "tensorflow" in cls.frameworks]
+tasks = pytest.mark.parametrize("cls", CLASSES, ids=lambda cls: cls.name)
 
 
 def _problem(cls, seed=0, **options):
@@ -158,7 +159,7 @@ def test_weights_fit_and_metrics_are_means_over_examples(cls):
     if cls is PoissonPinn:
         # A solution near zero leaves the source term: mean square of 2 pi^2 sin sin is pi^4.
         assert 0.5 * math.pi**4 < metrics["loss"] < 2 * math.pi**4
-    else:
+    elif cls is not FinetuneGpt:  # which begins at trained weights
         assert metrics["loss"] == pytest.approx(math.log(256 if cls is StdlibGpt else 10), rel=0.03)
 
 
