@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import sys
 from types import SimpleNamespace
 from typing import Literal
 
@@ -123,6 +124,8 @@ def test_sound_configuration_passes_the_check():
 def test_unknown_task_and_function_options(tmp_path, monkeypatch):
     (tmp_path / "own_problem.py").write_text("def build(*, framework, seed, device, width=3): ...\n")
     monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setitem(sys.modules, "own_problem", None)  # taken out again afterwards, whatever is imported
+    del sys.modules["own_problem"]
     assert check_config({"task": {"name": "own_problem:build", "width": 4}}, REGISTRY)
     with pytest.raises(ConfigError) as caught:
         check_config({"task": {"name": "own_problem:build", "widht": 4}}, REGISTRY)

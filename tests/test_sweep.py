@@ -28,6 +28,8 @@ def project(tmp_path, monkeypatch, toy):
     (tmp_path / "own_problem.py").write_text(HEADER + inspect.getsource(toy.build))
     (tmp_path / "hybrid.toml").write_text(CONFIG + '\n[controller]\nname = "fixed"\n')
     monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    sys.modules.pop("own_problem", None)
     yield tmp_path
     sys.modules.pop("own_problem", None)
 
