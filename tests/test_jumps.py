@@ -3,6 +3,7 @@ from __future__ import annotations
 import array_api_compat.numpy as xp
 import numpy as np
 import pytest
+from engine_lab import bowl
 
 from hybridcore.config import GroupsConfig
 from hybridcore.errors import DeltaError, PredictionError
@@ -173,3 +174,17 @@ def test_caps_follow_the_weights_when_measured_anew(adapter):
         jump = limiter.limit(Prediction(adapter.layout.pack(named, xp), 1.0, 1.0), adapter)
         size = np.linalg.norm(adapter.params["embed"])
         assert jump.groups[ParamGroup.EMBEDDING] * 50.0 == pytest.approx(0.1 * size, rel=1e-5)
+
+
+@pytest.mark.parametrize("k", [2, 5])
+def test_f68_changes_added_up_and_applied_once_equal_changes_applied_one_by_one(k):
+    rng = np.random.default_rng(k)
+    one, two = bowl(seed=3), bowl(seed=3)
+    deltas = [
+        tuple(rng.standard_normal(b.shape).astype(np.float32) for b in one.read_params()) for _ in range(k)
+    ]
+    for delta in deltas:
+        one.apply_delta(delta, 0.5)
+    two.apply_delta(tuple(np.sum(parts, axis=0) for parts in zip(*deltas, strict=True)), 0.5)
+    for a, b in zip(one.read_params(), two.read_params(), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-6)
