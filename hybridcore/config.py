@@ -276,12 +276,28 @@ class HistoryConfig:
             do not, so that a coarse encoding fits the early part of a run.
         memory_budget_mib: Upper bound in MiB for window means, snapshots and work buffers together;
             fewer windows are kept to stay inside, and an error says so where even the least does not fit.
+            0 takes half of what the device, or the host's memory, has free when the run starts (F66).
     """
 
     window: int = attrs.field(default=10, validator=between(1))
     windows: int = attrs.field(default=3, validator=between(2))
     dtype: str = attrs.field(default="float32", validator=choice("float32", "bfloat16", "int8"))
-    memory_budget_mib: float = attrs.field(default=1024.0, validator=between(0.0, low_open=True))
+    memory_budget_mib: float = attrs.field(default=0.0, validator=between(0.0))
+
+
+@attrs.frozen(kw_only=True)
+class MemoryConfig:
+    """Table ``[memory]``: what leaves an accelerator's memory; results are the same bit for bit.
+
+    Attributes:
+        snapshots: ``"device"`` keeps the copies that rollbacks need beside the model; ``"host"`` in pinned
+            host memory, at the price of a transfer per trial.
+        offload_optimizer: In Predict phases of mode ``"step"``, which need no optimizer, its state waits in
+            host memory (F63).
+    """
+
+    snapshots: str = attrs.field(default="device", validator=choice("device", "host"))
+    offload_optimizer: bool = False
 
 
 @attrs.frozen(kw_only=True)
@@ -508,6 +524,7 @@ class HybridConfig:
     history: HistoryConfig = attrs.field(factory=HistoryConfig)
     groups: GroupsConfig = attrs.field(factory=GroupsConfig)
     kernels: KernelsConfig = attrs.field(factory=KernelsConfig)
+    memory: MemoryConfig = attrs.field(factory=MemoryConfig)
     average: AverageConfig = attrs.field(factory=AverageConfig)
     divergence: DivergenceConfig = attrs.field(factory=DivergenceConfig)
     recovery: RecoveryConfig = attrs.field(factory=RecoveryConfig)

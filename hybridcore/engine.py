@@ -26,6 +26,7 @@ from hybridcore.foresight import Foresight
 from hybridcore.history import History
 from hybridcore.kernels import ChosenKernels, choose
 from hybridcore.leaps import Leaps
+from hybridcore.memory import Memory, budget_bytes
 from hybridcore.phases import PhaseMachine
 from hybridcore.probes import ProbeSet
 from hybridcore.protocols import (
@@ -121,10 +122,12 @@ class Engine:
         apart += CorrectionKeeper.reserved_bytes(adapter, corrector)
         self._apart = apart
         reserved = apart + adapter.snapshot_nbytes()
+        self._memory = Memory(adapter, config.memory)
+        budget = budget_bytes(config.history, adapter)
         self._windows = max(getattr(p, "windows", 0) for p in self.predictors.values())
         self.kernels = kernels if kernels is not None else ChosenKernels({})
         self.history = History(
-            adapter.layout, adapter.xp, config.history, needs, reserved, self._windows, self.kernels
+            adapter.layout, adapter.xp, config.history, needs, reserved, self._windows, self.kernels, budget
         )
         streams = np.random.SeedSequence(config.run.seed).spawn(len(self.predictors))
         for predictor, stream in zip(self.predictors.values(), streams, strict=True):
@@ -478,7 +481,7 @@ class Engine:
             "credit_seconds": self.budget.credit_seconds,
             "overhead_share": self.budget.overhead_share,
             "history_bytes": self.history.planned_bytes(),
-            "budget_bytes": self.history.budget_bytes,
+            "budget_bytes": int(self.config.history.memory_budget_mib * 2**20),
             "probes": self.probes.count,
             "average_seconds": self.average.seconds if self.average is not None else 0.0,
             "cost": counts.cost,
@@ -636,6 +639,7 @@ class Engine:
         if self.config.phases.predict_mode == "step" and not action.continuous:
             self._enter(Phase.PREDICT, self.config.phases.predict_steps, action.reason)
             self._leaps.spread(jump)
+            self._memory.optimizer_rests()
             return
         worse = self._leaps.leap(jump)
         if worse is not None:

@@ -13,6 +13,7 @@ from hybridcore.errors import MemoryBudgetError, PredictionError
 from hybridcore.kernels.encoding import encoded_bytes
 from hybridcore.kernels.reference import REFERENCE
 from hybridcore.layout import Buckets, ParamLayout
+from hybridcore.memory import budget_bytes
 from hybridcore.protocols import Adapter, EncodedBuckets, KernelSet
 
 __all__ = ["NEEDS", "History", "dot", "norm"]
@@ -24,6 +25,7 @@ MIB = 2**20
 
 _STATE = (
     "windows",
+    "budget_bytes",
     "active",
     "_reserved",
     "_recent",
@@ -67,6 +69,7 @@ class History:
         reserved: Bytes of the budget that others use (snapshots).
         windows: Window means that a component wants, where that is more than the configuration's.
         kernels: Who does the arithmetic.
+        budget: Bytes of the budget; `hybridcore.memory.budget_bytes` of the host if None.
 
     Attributes:
         kernels: For predictors' arithmetic too.
@@ -85,6 +88,7 @@ class History:
         reserved: int = 0,
         windows: int = 0,
         kernels: KernelSet = REFERENCE,
+        budget: int | None = None,
     ) -> None:
         self.layout, self.xp, self.kernels = layout, xp, kernels
         self.window, self.dtype = config.window, config.dtype
@@ -99,7 +103,7 @@ class History:
                 fix="correct the class attribute `needs`",
             )
         self._reserved = reserved
-        self.budget_bytes = int(config.memory_budget_mib * MIB)
+        self.budget_bytes = budget_bytes(config) if budget is None else budget
         self._wanted = max(config.windows, windows)
         self.windows = self._fit(self._wanted)
         self.active = True

@@ -19,6 +19,7 @@ __all__ = [
     "ArrayRef",
     "CheckpointAdapter",
     "ClippingAdapter",
+    "MemoryAdapter",
     "RateAdapter",
     "ResidualAdapter",
     "Snapshot",
@@ -165,6 +166,23 @@ class ResidualAdapter(Protocol):
 
         Forward-mode differentiation along k changes of the weights, in evaluation mode; nothing changes.
         """
+        ...
+
+
+@runtime_checkable
+class MemoryAdapter(Protocol):
+    """An adapter with the capability ``"memory"``: it knows its device's memory and can leave it."""
+
+    def free_bytes(self) -> int | None:
+        """Bytes that the allocator of the model's device could still give; None on the host."""
+        ...
+
+    def keep_snapshots(self, place: str) -> None:
+        """Keep later snapshots on the ``"device"`` or in ``"host"`` memory; restored they are equal."""
+        ...
+
+    def offload_optimizer(self) -> None:
+        """Move the optimizer's state into host memory until anything needs it, which brings it back (F63)."""
         ...
 
 

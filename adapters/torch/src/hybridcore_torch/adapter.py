@@ -22,6 +22,7 @@ from hybridcore_torch.checkpoints import export, put_together, take_apart
 from hybridcore_torch.jump_rules import drop_curvature_pairs, has_velocity, moment_statistics
 from hybridcore_torch.losses import Autocast, LossCaller
 from hybridcore_torch.modes import BufferGuard, evaluation_mode, fixed_randomness, tracked_norms
+from hybridcore_torch.offload import OptimizerOffload
 from hybridcore_torch.parameters import collect, unwrap
 from hybridcore_torch.rates import scale_rates
 from hybridcore_torch.residuals import linearise
@@ -64,7 +65,7 @@ class TorchAdapter:
         capabilities: ``"batch-statistics"`` where BatchNorm layers learn running statistics and
             ``"residuals"`` where `residual_fn` is given, next to ``"accumulation"``,
             ``"adaptive-clipping"``, ``"checkpoints"``, ``"closure"``,
-            ``"learning-rate"`` and ``"mixed-precision"``.
+            ``"learning-rate"``, ``"memory"`` and ``"mixed-precision"``.
 
     Raises:
         ModelError: There is nothing to train, or the arguments exclude each other.
@@ -107,6 +108,7 @@ class TorchAdapter:
             "checkpoints",
             "closure",
             "learning-rate",
+            "memory",
             "mixed-precision",
         }
         self.layout: ParamLayout
@@ -123,6 +125,8 @@ class TorchAdapter:
         self._guard = BufferGuard(self._base)
         self._cuda = sorted({p.device for p in params if p.is_cuda}, key=str)
         self._keeper = SnapshotKeeper(self.layout, self._guard, optimizer, scheduler, scaler, self._cuda)
+        # Its hook must come before those of the runner, which reads the state.
+        self._offload = OptimizerOffload(optimizer)
         self._losses = LossCaller(model, loss_fn, autocast, params[0].device)
         self._runner = StepRunner(
             model,
@@ -262,6 +266,7 @@ class TorchAdapter:
 
     def snapshot(self) -> TorchSnapshot:
         """Copy of parameters, optimizer, buffers, scaler, scheduler and PyTorch's generators."""
+        self._offload.back()
         self._runner.measure_next()
         return self._keeper.take(self._runner.pending)
 
@@ -271,6 +276,7 @@ class TorchAdapter:
         Raises:
             SnapshotError: It was taken from a model with another layout; nothing was changed.
         """
+        self._offload.back()
         self._keeper.put_back(snapshot)
         self._runner.measure_next()
         self._runner.pending = snapshot.pending
@@ -295,12 +301,28 @@ class TorchAdapter:
         """Bytes that one snapshot takes now."""
         return self._keeper.nbytes()
 
+    def free_bytes(self) -> int | None:
+        """Memory that the model's CUDA devices have left, the fullest counting, or None on the CPU.
+
+        What PyTorch's allocator holds without using it is free.
+        """
+        return min(map(_free_on, self._cuda)) if self._cuda else None
+
+    def keep_snapshots(self, place: str) -> None:
+        """Keep the snapshots to come on the ``"device"``, or in pinned ``"host"`` memory."""
+        self._keeper.in_host_memory = place == "host"
+
+    def offload_optimizer(self) -> None:
+        """Free the device of the optimizer's state until something needs it again (F63)."""
+        self._offload.go()
+
     def after_jump(self, deltas: Buckets) -> None:
         """Adjust the optimizer to weights that moved without it (F59).
 
         Adam's moments and step count stay. The velocity of SGD is scaled by ``max(0, cosine)`` with the
         gradient of the next real step. L-BFGS forgets its pairs.
         """
+        self._offload.back()
         drop_curvature_pairs(self.optimizer)
         self._runner.pending = has_velocity(self.optimizer)
 
@@ -329,6 +351,7 @@ class TorchAdapter:
 
     def moments(self) -> dict[str, float]:
         """Mean and standard deviation of the optimizer's moments; zeros where it has none."""
+        self._offload.back()
         return moment_statistics(self.optimizer)
 
     def mean_scalar(self, value: float) -> float:
@@ -382,3 +405,8 @@ class TorchAdapter:
     def listen_before_step(self, callback: Callable[[], None]) -> None:
         """Call `callback` right before each update that the host itself makes."""
         self._runner.before_step = callback
+
+
+def _free_on(device: torch.device) -> int:
+    held = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return int(torch.cuda.mem_get_info(device)[0]) + held

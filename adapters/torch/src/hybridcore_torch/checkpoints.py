@@ -29,22 +29,24 @@ def take_apart(snapshot: TorchSnapshot) -> tuple[dict[str, NDArray[Any]], Any]:
     Tensors of dtypes that NumPy does not have, such as bfloat16, become integers of the same bits.
     """
     arrays: dict[str, NDArray[Any]] = {}
-    data = {name: _out(getattr(snapshot, name), arrays) for name in _PARTS}
+    for device in set(snapshot.homes.values()):
+        torch.cuda.synchronize(device)  # copies into pinned memory may still be under way
+    data = {name: _out(getattr(snapshot, name), arrays, snapshot.homes) for name in _PARTS}
     return arrays, data
 
 
-def _out(value: Any, arrays: dict[str, NDArray[Any]]) -> Any:
+def _out(value: Any, arrays: dict[str, NDArray[Any]], homes: Mapping[int, torch.device]) -> Any:
     if isinstance(value, torch.Tensor):
         tensor = value.detach().cpu().contiguous()
         if tensor.dtype not in _PLAIN:
             tensor = tensor.view(_SIZES[tensor.element_size()])
         key = str(len(arrays))
         arrays[key] = tensor.numpy()
-        return ArrayRef(key, str(value.dtype).removeprefix("torch."), str(value.device))
+        return ArrayRef(key, str(value.dtype).removeprefix("torch."), str(homes.get(id(value), value.device)))
     if type(value) is dict:
-        return {key: _out(item, arrays) for key, item in value.items()}
+        return {key: _out(item, arrays, homes) for key, item in value.items()}
     if type(value) in (list, tuple):
-        return type(value)(_out(item, arrays) for item in value)
+        return type(value)(_out(item, arrays, homes) for item in value)
     return value
 
 

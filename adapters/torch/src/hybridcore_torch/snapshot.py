@@ -11,6 +11,7 @@ import torch
 from hybridcore.errors import ModelError, SnapshotError
 from hybridcore.layout import ParamLayout
 from hybridcore_torch.modes import BufferGuard
+from hybridcore_torch.offload import host_copy
 from hybridcore_torch.tensors import (
     alike,
     clone_all,
@@ -38,6 +39,7 @@ class TorchSnapshot:
         scaler: State of the gradient scaler.
         rng: Generator states, CPU first; empty where they were left out.
         pending: Whether the momentum rule was waiting for the next gradient.
+        homes: Devices of those tensors that are kept in host memory but belong to another, by their id.
     """
 
     layout: ParamLayout
@@ -49,6 +51,7 @@ class TorchSnapshot:
     scaler: dict[str, Any] | None
     rng: list[torch.Tensor]
     pending: bool
+    homes: dict[int, torch.device] = attrs.field(factory=dict)
 
     @property
     def nbytes(self) -> int:
@@ -70,6 +73,9 @@ class SnapshotKeeper:
         scheduler: Learning-rate scheduler, or None.
         scaler: Gradient scaler, or None.
         cuda: CUDA devices whose generators belong to the state.
+
+    Attributes:
+        in_host_memory: Whether snapshots leave the device, for pinned host memory.
     """
 
     def __init__(
@@ -83,6 +89,7 @@ class SnapshotKeeper:
     ) -> None:
         self._layout, self._guard, self._optimizer = layout, guard, optimizer
         self._scheduler, self._scaler, self._cuda = scheduler, scaler, cuda
+        self.in_host_memory = False
         self._spare: list[list[torch.Tensor]] = []
         self._params: list[torch.Tensor] = [p for g in optimizer.param_groups for p in g["params"]]
 
@@ -118,6 +125,11 @@ class SnapshotKeeper:
             scaler=dict(self._scaler.state_dict()) if self._scaler is not None else None,
             rng=self._rng_states() if rng else [],
             pending=pending,
+            homes={
+                id(copy): tensor.device
+                for copy, tensor in zip(copies, tensors, strict=True)
+                if copy.device != tensor.device
+            },
         )
         weakref.finalize(snapshot, _recycle, self._spare, copies).atexit = False
         return snapshot
@@ -142,6 +154,8 @@ class SnapshotKeeper:
         if len(spare) == len(tensors) and all(map(alike, spare, tensors)):
             copy_all(spare, tensors)
             return spare
+        if self.in_host_memory:
+            return [host_copy(t) for t in tensors]
         return clone_all(tensors)
 
     def _rng_states(self) -> list[torch.Tensor]:
@@ -155,26 +169,26 @@ class SnapshotKeeper:
             SnapshotError: It is no snapshot of a model of this layout; nothing was changed.
         """
         self._check(snapshot)
-        live, saved = list(self._params), list(snapshot.params)
+        live, saved, homes = list(self._params), list(snapshot.params), snapshot.homes
         for param, values in zip(self._params, snapshot.state, strict=True):
             if values is None:
                 self._optimizer.state.pop(param, None)
             else:
-                _restore_dict(self._optimizer.state[param], values, live, saved)
+                _restore_dict(self._optimizer.state[param], values, live, saved, homes)
         for group, values in zip(self._optimizer.param_groups, snapshot.groups, strict=True):
-            _restore_dict(group, values, live, saved, drop=False)
+            _restore_dict(group, values, live, saved, homes, drop=False)
         buffers = self._guard.buffers()
         for index, kept in snapshot.buffers.items():
             if index in buffers and alike(buffers[index], kept):
                 live.append(buffers[index])
                 saved.append(kept)
             else:
-                self._guard.replace(index, kept.clone())
+                self._guard.replace(index, _brought_home(kept, homes))
         copy_all(live, saved)
         if self._scaler is not None and snapshot.scaler:
             self._scaler.load_state_dict(dict(snapshot.scaler))
         if self._scheduler is not None:
-            self._scheduler.load_state_dict(clone_tree(snapshot.scheduler))
+            self._scheduler.load_state_dict(_brought_home(snapshot.scheduler, homes))
         if snapshot.rng:
             torch.set_rng_state(snapshot.rng[0])
             for device, state in zip(self._cuda, snapshot.rng[1:], strict=True):
@@ -207,6 +221,7 @@ def _restore_dict(
     saved: dict[Any, Any],
     targets: list[torch.Tensor],
     sources: list[torch.Tensor],
+    homes: dict[int, torch.device],
     drop: bool = True,
 ) -> None:
     """Make `live` equal `saved`, queueing in-place copies for tensors that fit."""
@@ -219,4 +234,12 @@ def _restore_dict(
             targets.append(current)
             sources.append(value)
         else:
-            live[key] = clone_tree(value)
+            live[key] = _brought_home(value, homes)
+
+
+def _brought_home(value: Any, homes: dict[int, torch.device]) -> Any:
+    """Copy of a tree with every tensor on the device that it was taken from."""
+    tensors = list(tree_tensors(value))
+    if not any(id(t) in homes for t in tensors):
+        return clone_tree(value)
+    return rebuild(value, iter([t.detach().to(homes.get(id(t), t.device), copy=True) for t in tensors]))

@@ -11,8 +11,8 @@ __all__ = ["alike", "clone_all", "clone_tree", "copy_all", "rebuild", "tensor_nb
 
 
 def alike(a: torch.Tensor, b: torch.Tensor) -> bool:
-    """Whether one can be copied into the other without loss."""
-    return a.shape == b.shape and a.dtype is b.dtype and a.device == b.device
+    """Whether one can be copied into the other without loss, wherever they lie."""
+    return a.shape == b.shape and a.dtype is b.dtype
 
 
 def clone_all(tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
@@ -26,13 +26,19 @@ def clone_all(tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
 
 
 def copy_all(targets: Sequence[torch.Tensor], sources: Sequence[torch.Tensor]) -> None:
-    """Copy pairs in place, one multi-tensor operation per dtype and device: each takes the fast path."""
+    """Copy pairs in place, one multi-tensor operation per dtype and device: each takes the fast path.
+
+    From one device to another, and from and to pinned memory, copies are queued in the device's stream.
+    """
     kinds: dict[Any, tuple[list[torch.Tensor], list[torch.Tensor]]] = {}
-    for target, source in zip(targets, sources, strict=True):
-        into, of = kinds.setdefault((target.dtype, target.device), ([], []))
-        into.append(target)
-        of.append(source)
     with torch.no_grad():
+        for target, source in zip(targets, sources, strict=True):
+            if target.device != source.device:
+                target.copy_(source, non_blocking=True)
+                continue
+            into, of = kinds.setdefault((target.dtype, target.device), ([], []))
+            into.append(target)
+            of.append(source)
         for into, of in kinds.values():
             torch._foreach_copy_(into, of)
 
