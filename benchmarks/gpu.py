@@ -34,7 +34,7 @@ ROOT = Path(__file__).resolve().parent.parent
 for folder in (ROOT, ROOT / "adapters/torch/src", ROOT / "kernels/cupy/src"):
     sys.path.insert(0, str(folder))
 
-PARTS = ("checks", "streams", "frameworks", "training")
+PARTS = ("checks", "streams", "frameworks", "modes", "training")
 
 
 def versions() -> dict[str, Any]:

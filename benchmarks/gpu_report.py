@@ -35,15 +35,15 @@ def streams(found: dict[str, Any]) -> list[str]:
 def rollouts(rows: list[dict[str, Any]]) -> list[str]:
     """Error against float64 and time, beside PyTorch's on both processors."""
     lines = [
-        "| members x horizon x hidden | weights | error: kernel, torch GPU, torch CPU "
+        "| members x horizon x hidden | weights | error of one step | of the path: kernel, torch GPU, torch CPU "
         "| µs: kernel | torch GPU | torch CPU |",
-        "|---|---|---|---|---|---|",
+        "|---|---|---|---|---|---|---|",
     ]
     for r in rows:
         errors = ", ".join(f"{r[f'{name}_error']:.0e}" for name in ("kernel", "gpu", "cpu"))
         times = " | ".join(f"{r[f'{name}_us']:,.0f}" for name in ("kernel", "gpu", "cpu"))
         size = f"{r['members']} x {r['horizon']} x {r['hidden']}"
-        lines.append(f"| {size} | {r['weights']:.3g} | {errors} | {times} |")
+        lines.append(f"| {size} | {r['weights']:.3g} | {r['step_error']:.0e} | {errors} | {times} |")
     return lines
 
 
@@ -69,6 +69,25 @@ def training(found: dict[str, Any]) -> list[str]:
     return lines
 
 
+def modes(found: dict[str, Any]) -> list[str]:
+    """Ways to train, and what leaves the card."""
+    lines = [
+        "| mode | jumps | loss: first, last | apart from eager float32 | peak MiB |",
+        "|---|---|---|---|---|",
+    ]
+    for name, r in found.get("modes", {}).items():
+        ends = f"{r['losses'][0]:.3f}, {r['losses'][-1]:.3f}"
+        lines.append(f"| {name} | {r['jumps']} | {ends} | {r['deviation']:.0e} | {r['peak'] / 2**20:.0f} |")
+    lines += ["", "| memory | held MiB | in Predict MiB | same losses |", "|---|---|---|---|"]
+    for name, r in found.get("leaving", {}).items():
+        same = "yes" if r["same"] else "no"
+        lines.append(f"| {name} | {r['held'] / 2**20:.1f} | {r['away'] / 2**20:.1f} | {same} |")
+    if "cycles" in found:
+        c = found["cycles"]
+        lines += ["", f"{c['cycles']} cycles, {c['failed']} of them undone: memory {c['growth']:+.2%}."]
+    return lines
+
+
 def main() -> int:
     results = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
     print(", ".join(f"{name} {value}" for name, value in results["versions"].items()))
@@ -77,6 +96,8 @@ def main() -> int:
         print("\n".join(streams(results["streams"])))
     if "checks" in results:
         print("\n" + "\n".join(rollouts(results["checks"]["rollouts"])))
+    if "modes" in results:
+        print("\n" + "\n".join(modes(results["modes"])))
     if "frameworks" in results:
         operations = results["frameworks"]["choice"]["operations"]
         print("\n" + "\n".join(f"- `{name}`: {reason}" for name, reason in operations.items()))
