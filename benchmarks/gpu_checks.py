@@ -274,16 +274,14 @@ def rollouts(failures: list[Any]) -> list[dict[str, Any]]:
     """Ensembles on the GPU against float64 on the CPU, and times (F70).
 
     Weights of deviation ``1 / sqrt(hidden)`` let rounding fade; 0.2 is chaotic for wide states and long
-    horizons: there float32 itself leaves the exact path, PyTorch's on one processor further than on the other.
-    What can be asked of everyone is the single step: from each state of the exact path, one step of the kernel
-    must end where one step in float64 does. How far whole paths part is shown beside it.
+    horizons: there float32 itself leaves the exact path, PyTorch's on one processor further than on the
+    other. What can be asked is the single step: from each state of the exact path, one step of the kernel
+    must end where one in float64 does. How far whole paths part is shown beside it.
     """
     from hybridcore.protocols import Ensemble
 
     kernels, rows_ = CupyKernels(), []
-    print(
-        "rollout: members x horizon x hidden, weights  step, path error, torch GPU, CPU  us  torch GPU, CPU us"
-    )
+    print("rollout: members x horizon x hidden, weights; error of a step, of the path, torch GPU, CPU; us")
     cases = [(m, t, h, 0.2) for m, t, h in ((1, 20, 64), (5, 20, 64), (5, 20, 256), (8, 80, 256))]
     cases += [(5, 20, 256, 256**-0.5), (8, 80, 256, 256**-0.5)]
     for members, horizon, width, deviation in cases:

@@ -1,10 +1,11 @@
-"""How people train on a GPU: precisions, compilers, captured graphs, optimizers, and what leaves the card.
+"""How people train on a GPU: precisions, compilers, captured graphs, optimizers, what leaves the card.
 
-Every mode trains the same small byte-level GPT under an engine that jumps, and is compared with eager float32.
+Every mode trains the same small byte-level GPT under an engine that jumps, beside eager float32.
 """
 
 from __future__ import annotations
 
+import gc
 import math
 import time
 import traceback
@@ -64,8 +65,18 @@ def engine_of(adapter: TorchAdapter, settings: dict[str, Any]) -> Engine:
     return Engine.from_config(adapter, config)
 
 
-def train(adapter: TorchAdapter, settings: dict[str, Any] = JUMPING) -> dict[str, Any]:
+def free() -> int:
+    """Let go of what earlier runs held; bytes that stay allocated all the same."""
+    gc.collect()
+    torch.cuda.synchronize()
+    torch.cuda.empty_cache()
+    return torch.cuda.memory_allocated()
+
+
+def train(make: Callable[[], TorchAdapter], settings: dict[str, Any] = JUMPING) -> dict[str, Any]:
     """Losses, jumps and memory of a run; a snapshot is restored at the end and compared."""
+    base = free()
+    adapter = make()
     engine = engine_of(adapter, settings)
     batches = corpus(ROWS, SHAPE["context"])
     torch.cuda.synchronize()
@@ -88,9 +99,9 @@ def train(adapter: TorchAdapter, settings: dict[str, Any] = JUMPING) -> dict[str
         "jumps": counts["jumps"],
         "predicted": counts["predicted_steps"],
         "restored": same and moved > 0.0,
-        "held": held[-1],
-        "away": min(away, default=0),
-        "peak": peak,
+        "held": held[-1] - base,
+        "away": max(away, default=0) - base,
+        "peak": peak - base,
     }
 
 
@@ -140,7 +151,7 @@ def modes(failures: list[Any], deadline: float) -> dict[str, Any]:
             import torch._dynamo as dynamo
 
             dynamo.reset()
-            run = train(make())
+            run = train(make)
             exact = found.get("eager float32", run)["losses"]
             early = max(abs(a - b) / abs(b) for a, b in zip(run["losses"][:20], exact[:20], strict=True))
             graphs = dynamo.utils.counters["stats"].get("unique_graphs", 0)
@@ -192,7 +203,7 @@ def whole_step_graph(failures: list[Any]) -> dict[str, Any]:
             into.copy_(value)
         engine.before_step()
         graph.replay()
-        losses.append(float(loss))
+        losses.append(loss.item())
         engine.after_step(StepResult(losses[-1], n_examples=ROWS))
     jumps = engine.summary()["jumps"]
     kept, before = adapter.snapshot(), adapter.read_params()
@@ -214,12 +225,11 @@ def leaving(failures: list[Any]) -> dict[str, Any]:
     """Snapshots and optimizer state in host memory: the same bits, less memory on the card (F63)."""
 
     def one(memory: dict[str, Any]) -> dict[str, Any]:
-        model = small()
-        adapter = TorchAdapter(model, adamw(model, fused=True), loss_fn)
-        settings = {**SHARES, "memory": memory}
-        result = train(adapter, settings)
-        torch.cuda.empty_cache()
-        return result
+        def make() -> TorchAdapter:
+            model = small()
+            return TorchAdapter(model, adamw(model, fused=True), loss_fn)
+
+        return train(make, {**SHARES, "memory": memory})
 
     torch.use_deterministic_algorithms(True, warn_only=True)
     try:
@@ -235,10 +245,8 @@ def leaving(failures: list[Any]) -> dict[str, Any]:
     for name, run in runs.items():
         pairs = zip(run["losses"], base["losses"], strict=True)
         run["same"] = all(a == b or (math.isnan(a) and math.isnan(b)) for a, b in pairs)
-        print(
-            f"{name:<32}{run['jumps']:5d}{run['held'] / 2**20:10.1f}{run['away'] / 2**20:16.1f}{run['same']!s:>13}",
-            flush=True,
-        )
+        held, away = run["held"] / 2**20, run["away"] / 2**20
+        print(f"{name:<32}{run['jumps']:5d}{held:10.1f}{away:16.1f}{run['same']!s:>13}", flush=True)
     host, both = runs["snapshots on the host"], runs["and no optimizer in Predict"]
     fewer = host["held"] < 0.8 * base["held"] and both["away"] < 0.7 * host["away"]
     if not (fewer and all(r["same"] and r["restored"] and r["jumps"] for r in runs.values())):
@@ -255,8 +263,14 @@ def cycles(failures: list[Any], quick: bool) -> dict[str, Any]:
         return nn.functional.cross_entropy(net(batch[0]), batch[1], reduction="none")
 
     adapter = TorchAdapter(model, adamw(model), losses)
-    settings = {**JUMPING, "phases": {"warmup_steps": 5, "full_steps": 3}, "history": {"window": 3}}
-    engine = engine_of(adapter, {**settings, "verdict": {}})
+    settings = {
+        "phases": {"warmup_steps": 5, "full_steps": 3},
+        "history": {"window": 3},
+        "predictor": {"name": "last-update"},
+        "controller": {"name": "fixed", "fixed": {"horizon": 3.0}},
+        "budget": {"share": 1.0, "grace_steps": 1e6, "backoff_steps": 0, "count_seconds": False},
+    }
+    engine = engine_of(adapter, settings)
     x = torch.randn(64, 64, device="cuda")
     batch = (x, x[:, :10].argmax(1))
     wanted, base, used = (20 if quick else 500), 0, 0

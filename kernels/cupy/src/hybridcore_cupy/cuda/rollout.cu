@@ -5,6 +5,9 @@
 #define ROWS 4
 #endif
 
+// Sums are taken in runs of this length, so that rounding grows with its root and not with the width's.
+#define RUN 16
+
 // Mirrors structs.Rollout field by field.
 struct Rollout {
     const float *inputs, *recurrent, *input_bias, *recurrent_bias, *readout, *readout_bias;
@@ -61,16 +64,26 @@ extern "C" __global__ void rollout(Rollout a) {
                     inside[row] = fmaf(value, wn, inside[row]);
                 }
             }
+            for (int start = 0; start < H; start += RUN) {
+                const int stop = start + RUN < H ? start + RUN : H;
+                float r[ROWS] = {0.0f}, z[ROWS] = {0.0f}, n[ROWS] = {0.0f};
 #pragma unroll 4
-            for (int i = 0; i < H; ++i) {
-                const float* w = U + (i64)i * 3 * H + unit;
-                const float wr = __ldg(w), wz = __ldg(w + H), wn = __ldg(w + 2 * H);
+                for (int i = start; i < stop; ++i) {
+                    const float* w = U + (i64)i * 3 * H + unit;
+                    const float wr = __ldg(w), wz = __ldg(w + H), wn = __ldg(w + 2 * H);
+#pragma unroll
+                    for (int row = 0; row < ROWS; ++row) {
+                        const float value = h[row * H + i];
+                        r[row] = fmaf(value, wr, r[row]);
+                        z[row] = fmaf(value, wz, z[row]);
+                        n[row] = fmaf(value, wn, n[row]);
+                    }
+                }
 #pragma unroll
                 for (int row = 0; row < ROWS; ++row) {
-                    const float value = h[row * H + i];
-                    reset[row] = fmaf(value, wr, reset[row]);
-                    update[row] = fmaf(value, wz, update[row]);
-                    before[row] = fmaf(value, wn, before[row]);
+                    reset[row] += r[row];
+                    update[row] += z[row];
+                    before[row] += n[row];
                 }
             }
 #pragma unroll
@@ -83,7 +96,12 @@ extern "C" __global__ void rollout(Rollout a) {
         for (int k = threadIdx.x; k < ROWS * O; k += blockDim.x) {
             const int row = k / O, column = k % O;
             float value = d[column];
-            for (int i = 0; i < H; ++i) value = fmaf(next[row * H + i], __ldg(V + (i64)i * O + column), value);
+            for (int start = 0; start < H; start += RUN) {
+                const int stop = start + RUN < H ? start + RUN : H;
+                float run = 0.0f;
+                for (int i = start; i < stop; ++i) run = fmaf(next[row * H + i], __ldg(V + (i64)i * O + column), run);
+                value += run;
+            }
             x[row * I + column] = value;
             if (row < rows) {
                 a.outputs[(((i64)t * a.members + member) * a.rows + base + row) * O + column] = value;
