@@ -35,7 +35,7 @@ def streams(found: dict[str, Any]) -> list[str]:
 def rollouts(rows: list[dict[str, Any]]) -> list[str]:
     """Error against float64 and time, beside PyTorch's on both processors."""
     lines = [
-        "| members x horizon x hidden | weights | error of a step | of the path: kernel, torch GPU, torch CPU "
+        "| members x horizon x hidden | weights | step error | of the path: kernel, torch GPU, torch CPU "
         "| µs: kernel | torch GPU | torch CPU |",
         "|---|---|---|---|---|---|---|",
     ]
