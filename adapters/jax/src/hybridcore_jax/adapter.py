@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from types import ModuleType
 from typing import Any
@@ -26,6 +26,7 @@ from hybridcore_jax.own_step import OwnStepRunner, part_of_the_way
 from hybridcore_jax.parameters import as_arrays, plan_params
 from hybridcore_jax.placement import beside
 from hybridcore_jax.rates import LearningRate, momentum_memory
+from hybridcore_jax.residuals import Lineariser
 from hybridcore_jax.snapshot import JaxSnapshot
 from hybridcore_jax.statistics import Statistics
 from hybridcore_jax.steps import StepRunner
@@ -60,11 +61,13 @@ class JaxAdapter:
             weighted by size (F61).
         max_grad_norm: Clip the gradient to this Euclidean norm.
         donate: Let each step reuse the memory of the state before it; None does so on accelerators.
+        residual_fn: ``residual_fn(params, batch)`` returns residuals (n,) whose squares are the per-example
+            losses, with the same keywords as `loss_fn`, for predictors that linearise them.
 
     Attributes:
-        capabilities: ``"batch-statistics"`` where the model keeps running statistics, and without a
-            `train_step` of your own ``"adaptive-clipping"``, next to ``"accumulation"``, ``"checkpoints"``
-            and ``"learning-rate"``.
+        capabilities: ``"batch-statistics"`` where the model keeps running statistics, ``"residuals"`` where
+            `residual_fn` is given, and without a `train_step` of your own ``"adaptive-clipping"``, next to
+            ``"accumulation"``, ``"checkpoints"`` and ``"learning-rate"``.
 
     Raises:
         ModelError: There is nothing to train, or the arguments exclude each other.
@@ -95,6 +98,7 @@ class JaxAdapter:
         accumulate: int = 1,
         max_grad_norm: float | None = None,
         donate: bool | None = None,
+        residual_fn: LossFunction | None = None,
     ) -> None:
         self.name = "jax"
         self.api_version = API_VERSION
@@ -106,10 +110,15 @@ class JaxAdapter:
         leaves = jax.tree.leaves(params)
         self.device = device_name(min(leaves[0].sharding.device_set, key=lambda d: d.id))
         self._store = BucketStore(self._plan)
-        self._losses = LossCaller(
-            self.parts.bind(loss_fn),
-            has_state=train_step is not None or self.parts.state is not None,
-            has_key=key is not None,
+        given = {
+            "has_state": train_step is not None or self.parts.state is not None,
+            "has_key": key is not None,
+        }
+        self._losses = LossCaller(self.parts.bind(loss_fn), **given)
+        self._lineariser = (
+            Lineariser(LossCaller(self.parts.bind(residual_fn), **given), self._store)
+            if residual_fn is not None
+            else None
         )
         self._runner: StepRunner | OwnStepRunner
         if train_step is not None:
@@ -139,7 +148,9 @@ class JaxAdapter:
         self.momentum_memory = momentum_memory(optimizer, params, self.opt_state)
         kept = train_step is None and self._losses.stateful
         self.capabilities = frozenset(
-            {"accumulation", "checkpoints", "learning-rate"} | ({"batch-statistics"} if kept else set())
+            {"accumulation", "checkpoints", "learning-rate"}
+            | ({"batch-statistics"} if kept else set())
+            | ({"residuals"} if residual_fn is not None else set())
         )
         if isinstance(self._runner, StepRunner):
             self.capabilities |= {"adaptive-clipping"}
@@ -286,6 +297,32 @@ class JaxAdapter:
         if result.size == 0:
             raise ProbeError("a probe batch has no examples", where="probe", fix="pass non-empty batches")
         return result
+
+    def linearise_residuals(
+        self, batch: Any, directions: Sequence[Buckets]
+    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Residuals r (n,) and their derivatives along each direction (n, k); needs ``"residuals"``.
+
+        Forward-mode differentiation, compiled once for the largest k; nothing changes.
+
+        Args:
+            batch: The batch.
+            directions: k changes of the weights as float32 buckets.
+
+        Raises:
+            BatchError: The model cannot take the batch.
+            DeltaError: A direction does not fit the layout.
+            ModelError: The adapter was made without `residual_fn`.
+        """
+        if self._lineariser is None:
+            raise ModelError(
+                "the adapter does not know the residuals of the loss",
+                where="residual_fn",
+                got="None",
+                expected="residual_fn(params, batch) with residuals of shape (n,)",
+                fix="pass residual_fn, or ask for the capability 'residuals' first",
+            )
+        return self._lineariser(self.params, self._model_state, self._probe_key, batch, directions)
 
     def refresh_statistics(self, batches: Iterable[Any]) -> None:
         """Re-estimate running statistics as their mean over `batches` (F86); nothing else changes.
