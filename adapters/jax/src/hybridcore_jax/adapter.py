@@ -24,7 +24,7 @@ from hybridcore_jax.jump_rules import JumpState, after_jump, moment_statistics, 
 from hybridcore_jax.losses import LossCaller, LossFunction
 from hybridcore_jax.own_step import OwnStepRunner, part_of_the_way
 from hybridcore_jax.parameters import as_arrays, plan_params
-from hybridcore_jax.placement import beside
+from hybridcore_jax.placement import beside, to_host
 from hybridcore_jax.rates import LearningRate, momentum_memory
 from hybridcore_jax.residuals import Lineariser
 from hybridcore_jax.snapshot import JaxSnapshot
@@ -293,7 +293,7 @@ class JaxAdapter:
         if not own and "batch-statistics" in self.capabilities:
             state = self._statistics.of_batch(params, state, batch)
         losses = self._probe(params, state, self._probe_key, batch, training=False, batch_statistics=True)
-        result = np.asarray(losses.astype(jnp.promote_types(losses.dtype, jnp.float32)), np.float64)
+        result = to_host(losses.astype(jnp.promote_types(losses.dtype, jnp.float32))).astype(np.float64)
         if result.size == 0:
             raise ProbeError("a probe batch has no examples", where="probe", fix="pass non-empty batches")
         return result
@@ -424,7 +424,9 @@ class JaxAdapter:
             return value
         from jax.experimental import multihost_utils
 
-        return float(np.mean(multihost_utils.process_allgather(np.float64(value))))
+        bits = np.float64(value).reshape(1).view(np.uint32)  # which no switched-off x64 rounds
+        gathered = np.ascontiguousarray(multihost_utils.process_allgather(bits))
+        return float(np.mean(gathered.view(np.float64)))
 
     def synchronize(self) -> None:
         """Wait until the devices have finished."""

@@ -13,6 +13,7 @@ import numpy as np
 from hybridcore.errors import DeltaError, ModelError
 from hybridcore.layout import Buckets, ParamGroup
 from hybridcore_jax.parameters import Plan
+from hybridcore_jax.placement import local_parts
 
 __all__ = ["BucketStore"]
 
@@ -53,10 +54,7 @@ class BucketStore:
         shards: dict[int, dict[Any, Any]] = {}
         for row in self.plan.rows:
             if row.leaf not in shards:
-                leaf = leaves[row.leaf]
-                shards[row.leaf] = {
-                    str(s.index): s.data for s in leaf.addressable_shards if s.replica_id == 0
-                }
+                shards[row.leaf] = {str(s.index): s.data for s in local_parts(leaves[row.leaf])}
         try:
             return [shards[row.leaf][str(row.index)] for row in self.plan.rows]
         except KeyError as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -12,6 +13,7 @@ import numpy as np
 
 from hybridcore.errors import ModelError
 from hybridcore.layout import ParamGroup, ParamLayout, guess_group
+from hybridcore_jax.placement import local_parts
 from hybridcore_jax.trees import device_name, named_leaves
 
 __all__ = ["Plan", "Row", "as_arrays", "plan_params"]
@@ -194,10 +196,19 @@ def _parts(
     if single:
         return [(name, leaf.shape, next(iter(leaf.devices())), None)]
     parts = []
-    for shard in leaf.addressable_shards:
-        if shard.replica_id == 0:
-            cut = [s.indices(n)[:2] for s, n in zip(shard.index, leaf.shape, strict=True)]
-            whole = all(pair == (0, n) for pair, n in zip(cut, leaf.shape, strict=True))
-            label = name if whole else f"{name}[{', '.join(f'{a}:{b}' for a, b in cut)}]"
-            parts.append((label, shard.data.shape, shard.device, shard.index))
+    for shard in local_parts(leaf):
+        cut = [s.indices(n)[:2] for s, n in zip(shard.index, leaf.shape, strict=True)]
+        whole = all(pair == (0, n) for pair, n in zip(cut, leaf.shape, strict=True))
+        label = name if whole else f"{name}[{', '.join(f'{a}:{b}' for a, b in cut)}]"
+        parts.append((label, shard.data.shape, shard.device, shard.index))
+    held = sum(math.prod(shape) for _, shape, _, _ in parts)
+    if held != leaf.size:
+        raise ModelError(
+            "a part of a parameter lies on devices of another process, which this one cannot read",
+            where=name,
+            got=f"{held} of {leaf.size} weights in process {jax.process_index()} of {jax.process_count()}",
+            expected="all of them: a copy in each process, or parts on the devices of one",
+            fix="shard batches over processes, and parameters over the devices within each at most: "
+            "NamedSharding(mesh, PartitionSpec())",
+        )
     return parts

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from hybridcore.layout import Buckets
 from hybridcore_jax.buckets import BucketStore
 from hybridcore_jax.losses import LossCaller
+from hybridcore_jax.placement import to_host
 
 __all__ = ["Lineariser"]
 
@@ -62,8 +63,8 @@ class Lineariser:
         values, products = self._compiled(params, state, key, batch, trees)
         wide = jnp.promote_types(values.dtype, jnp.float32)
         return (
-            np.asarray(values.astype(wide), np.float64),
-            np.asarray(products.astype(wide), np.float64).T[:, : len(directions)].copy(),
+            to_host(values.astype(wide)).astype(np.float64),
+            to_host(products.astype(wide)).astype(np.float64).T[:, : len(directions)].copy(),
         )
 
     def _along(self, params: Any, state: Any, key: Any, batch: Any, trees: list[Any]) -> Any:
