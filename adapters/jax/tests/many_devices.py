@@ -41,8 +41,8 @@ def loss_fn(params, batch):
     return jnp.square(hidden @ params["down"] + params["free"] - batch[1]).mean(1)
 
 
-def attach(params, probe):
-    adapter = JaxAdapter(params, optax.sgd(0.02, momentum=0.5), loss_fn, learning_rate=0.02)
+def attach(params, probe, **options):
+    adapter = JaxAdapter(params, optax.sgd(0.02, momentum=0.5), loss_fn, learning_rate=0.02, **options)
     config = HybridConfig(
         phases=PhasesConfig(warmup_steps=5, full_steps=4),
         budget=BudgetConfig(share=1.0, grace_steps=1000.0, backoff_steps=0, count_seconds=False),

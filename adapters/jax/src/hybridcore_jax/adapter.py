@@ -181,7 +181,7 @@ class JaxAdapter:
 
     @property
     def params(self) -> Any:
-        """The parameters now. Where steps donate, a later step deletes these arrays: copy what you keep."""
+        """The parameters now. Where steps donate, later steps and jumps delete these arrays: copy them."""
         return self._access.get(self._state, "params")
 
     @property
@@ -217,7 +217,7 @@ class JaxAdapter:
         return self._store.read(self._leaves())
 
     def add_params(self, into: Buckets, weight: float = 1.0, decay: float = 1.0) -> Buckets:
-        """``decay * into + weight * params`` as fresh buckets.
+        """``decay * into + weight * params`` in the memory of `into`; use the return value.
 
         Raises:
             DeltaError: `into` does not fit the layout.
@@ -240,7 +240,9 @@ class JaxAdapter:
         Raises:
             DeltaError: The deltas do not fit the layout; the weights are unchanged (F22).
         """
-        self._set_leaves(self._store.apply(self._leaves(), deltas, scale, groups))
+        # With a step or loop of the user's own somebody else may hold the arrays.
+        donate = isinstance(self._runner, StepRunner) and self._runner.donates and not self._shared
+        self._set_leaves(self._store.apply(self._leaves(), deltas, scale, groups, donate))
 
     @contextmanager
     def weights(self, buckets: Buckets) -> Iterator[None]:
