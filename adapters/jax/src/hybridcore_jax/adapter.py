@@ -124,7 +124,7 @@ class JaxAdapter:
         if train_step is not None:
             self._state = model
             self._access = access_to(model)
-            self._runner = OwnStepRunner(train_step, self._access)
+            self._runner = OwnStepRunner(train_step, self._access, self._plan)
         else:
             assert optimizer is not None
             rule = rescale_velocity(optimizer)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import attrs
@@ -46,6 +46,7 @@ class Plan:
         layout: The layout.
         rows: One row per parameter of the layout, in its order.
         single: Whether all leaves lie whole on one device.
+        devices: The devices of all leaves.
     """
 
     structure: Any
@@ -55,12 +56,13 @@ class Plan:
     layout: ParamLayout
     rows: tuple[Row, ...]
     single: bool
+    devices: frozenset[Any]
 
     def check(self, params: Any, where: str) -> list[jax.Array]:
         """Leaves of a tree that must be like the planned one.
 
         Raises:
-            ModelError: Structure, shapes or dtypes differ.
+            ModelError: Structure, shapes, dtypes or devices differ.
         """
         leaves, structure = jax.tree.flatten(params)
         if structure != self.structure:
@@ -74,6 +76,22 @@ class Plan:
                 fix="make a new adapter after changing the model, and return the same containers",
             )
         for name, kind, leaf in zip(self.names, self.kinds, leaves, strict=True):
+            if not isinstance(leaf, jax.Array):
+                raise ModelError(
+                    "a parameter is no array of JAX any more",
+                    where=f"{where}: {name}",
+                    got=type(leaf).__name__,
+                    expected=f"a jax.Array, {kind[1]} {kind[0]}",
+                    fix="return what JAX computed, or put it on the device by jax.device_put",
+                )
+            if leaf.sharding.device_set != self.devices:
+                raise ModelError(
+                    "a parameter lies on other devices than when the adapter was made",
+                    where=f"{where}: {name}",
+                    got=_places(leaf.sharding.device_set),
+                    expected=_places(self.devices),
+                    fix="keep the parameters where they are; put batches beside them by jax.device_put",
+                )
             if (leaf.shape, leaf.dtype.name) != kind:
                 raise ModelError(
                     "a parameter has changed since the adapter was made",
@@ -163,7 +181,7 @@ def plan_params(
         raise ModelError(
             "the parameters lie on different devices",
             where=", ".join(list(places.values())[:4]),
-            got="; ".join(sorted(",".join(sorted(map(device_name, p))) for p in places)),
+            got="; ".join(sorted(map(_places, places))),
             expected="one device, or one mesh for all parameters",
             fix="put the whole tree there by jax.device_put(params, device_or_sharding)",
         )
@@ -186,7 +204,12 @@ def plan_params(
         layout=layout,
         rows=tuple(rows[name] for name in layout.names),
         single=single,
+        devices=next(iter(places)),
     )
+
+
+def _places(devices: Iterable[Any]) -> str:
+    return ",".join(sorted(map(device_name, devices)))
 
 
 def _parts(
