@@ -66,6 +66,21 @@ CASES = (
         quick=True,
     ),
     Case("poisson-pinn", ("task.name=poisson-pinn",)),
+    Case("convection-pinn", ("task.name=convection-pinn",)),
+    *(
+        Case(
+            name,
+            (
+                f"task.name={name}",
+                "task.width=16",
+                "task.depth=1",
+                "task.heads=2",
+                "task.max_bytes=500000",
+                "task.pretrain_steps=10",
+            ),
+        )
+        for name in ("lora-gpt", "finetune-gpt")
+    ),
     Case("mnist-cnn, smooth", ("task.name=mnist-cnn", "task.smooth=true"), tolerance=5e-2),
     Case(
         "mnist-cnn, smooth, momentum",

@@ -40,6 +40,15 @@ from hybridcore.metrics import plain_json
 
 DATA_FILE = "fashion_mnist.npz"
 
+ONE_THREAD = {
+    "OMP_NUM_THREADS": "1",
+    "MKL_NUM_THREADS": "1",
+    "XLA_FLAGS": "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1",
+    "TF_NUM_INTRAOP_THREADS": "1",
+    "TF_NUM_INTEROP_THREADS": "1",
+}
+"""Environment of a worker, read by the frameworks when it starts."""
+
 
 @attrs.frozen
 class Row:
@@ -240,13 +249,6 @@ def report(table: Sequence[Row], plan: Plan, seconds: float) -> dict[str, Any]:
     return data
 
 
-def one_thread() -> None:
-    """Let a worker compute on one thread; more get into the way of the other workers."""
-    import torch
-
-    torch.set_num_threads(1)
-
-
 def find_data(given: str | None) -> Path | None:
     """The Fashion-MNIST file in the folder that the option, or the environment, names; None without one."""
     named = given or os.environ.get("HYBRIDCORE_DATA")
@@ -274,6 +276,7 @@ def read_options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--arms", help="arms beside the baseline, with commas, instead of the usual ones")
     parser.add_argument("--rivals", help=f"rivals with commas, or all: {', '.join(RIVALS)}")
     parser.add_argument("--set", action="append", default=[], help="dotted.key=value of every configuration")
+    parser.add_argument("--framework", default="torch", help="framework that trains; rivals are PyTorch's")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--workers", type=int, help="processes of one thread; 2 on the CPU, else 1")
     parser.add_argument("--out", type=Path, help="folder for runs, tables and figures; finished runs stay")
@@ -312,7 +315,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         controller=options.controller,
         device=options.device,
         data=find_data(options.data),
-        overrides=tuple(options.set),
+        overrides=(f"run.framework={options.framework}", *options.set),
     )
     wanted = wanted_settings(options)
     folder = options.read or options.out or Path("runs") / time.strftime("predict-%Y%m%d-%H%M%S")
@@ -407,12 +410,11 @@ def run_all(plan: Plan, wanted: Sequence[Setting], folder: Path, workers: int, *
         workers: Processes.
         once: See `jobs_of`.
     """
-    for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
-        os.environ[variable] = "1"  # read by the workers when they start
+    os.environ.update(ONE_THREAD)
     started = time.monotonic()
     plan.prepare(tuple(wanted))
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, mp_context=context, initializer=one_thread) as pool:
+    with ProcessPoolExecutor(workers, mp_context=context) as pool:
         jobs = {
             pool.submit(own.run, setting, seed, folder / setting.name): f"{setting.name} seed {seed}"
             for setting, seed, own in jobs_of(plan, wanted, once=once)

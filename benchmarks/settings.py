@@ -147,7 +147,7 @@ class Plan:
         seeds: Seeds of every arm.
         arms: Arms beside the baseline; ``lbfgs`` runs on full batches only.
         controller: Registry name of the hybrid's controller; full batches have their own, see `PINN`.
-        device: Device in PyTorch's words.
+        device: Device in the framework's words.
         data: The Fashion-MNIST file, or None for `mnist-mlp`.
         overrides: Settings ``dotted.key=value`` of every configuration.
     """

@@ -224,3 +224,13 @@ def test_data_that_is_named_must_be_there(predict, tmp_path, monkeypatch):
     monkeypatch.delenv("HYBRIDCORE_DATA")
     monkeypatch.chdir(tmp_path)
     assert predict.find_data(None) is None
+
+
+def test_the_framework_is_in_every_configuration(predict, monkeypatch, tmp_path):
+    plans = []
+    monkeypatch.setattr(predict, "run_all", lambda plan, *rest, **options: plans.append(plan) or True)
+    for words in ([], ["--framework", "jax"], ["--framework", "jax", "--set", "run.framework=tensorflow"]):
+        assert predict.main(["--only", "lora", "--out", str(tmp_path / "none"), *words]) == 0
+    setting = predict.Setting("lora", "adamw", 1e-4)
+    frameworks = [plan.configuration(setting).run.framework for plan in plans]
+    assert frameworks == ["torch", "jax", "tensorflow"]

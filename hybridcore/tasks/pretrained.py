@@ -12,10 +12,12 @@ from typing import Any
 
 import attrs
 import numpy as np
-from array_api_compat import to_device
 
 from hybridcore.config import between
-from hybridcore.protocols import OptimizerSpec, Problem
+from hybridcore.errors import AdapterNotFoundError
+from hybridcore.kernels.host import to_host
+from hybridcore.protocols import Framework, OptimizerSpec, Problem
+from hybridcore.tasks.base import BuiltinTask
 from hybridcore.tasks.corpus import Corpus, load_corpus
 from hybridcore.tasks.data import cache_folder, write_arrays
 from hybridcore.tasks.stdlib_gpt import VOCABULARY, TransformerOptions, text_splits, transformer_weights
@@ -54,7 +56,7 @@ def base_weights(options: FineTuningOptions, device: str = "cpu", folder: Path |
 
     Raises:
         TaskError: The library's source is not installed.
-        AdapterNotFoundError: The base is not cached, and the PyTorch adapter is not installed.
+        AdapterNotFoundError: The base is not cached, and no adapter that can train it is installed.
     """
     corpus = load_corpus(options.max_bytes, exclude=("pydoc_data",))
     path = (folder or cache_folder()) / f"gpt-{_digest(options, corpus)}.npz"
@@ -75,13 +77,17 @@ def base_weights(options: FineTuningOptions, device: str = "cpu", folder: Path |
 def pretrain(options: FineTuningOptions, corpus: Corpus, device: str = "cpu") -> Weights:
     """Train the base model from scratch: AdamW, 2e-3 with warm-up and cosine decay, seed 0.
 
+    The first framework installed trains it, whichever is fine-tuned: the cached arrays are then the base of
+    all of them. Bases of two frameworks differ like those of two devices.
+
     Args:
         options: Sizes and steps.
         corpus: The text.
-        device: Device name in PyTorch's words.
-    """
-    from hybridcore.plugins import load_framework
+        device: Device name in the framework's words.
 
+    Raises:
+        AdapterNotFoundError: No adapter that can train it is installed.
+    """
     own = attrs.evolve(options, batch_size=16)
     splits = text_splits(corpus, own, 0)
     steps = own.pretrain_steps
@@ -96,14 +102,27 @@ def pretrain(options: FineTuningOptions, corpus: Corpus, device: str = "cpu") ->
         validation=splits.validation,
     )
     logger.info("training a base model for %d steps", steps)
-    run = load_framework("torch").build(problem, device)
+    run = _trainer().build(problem, device)
     for _ in range(steps):
         run.adapter.train_step(next(run.batches))
         if run.schedule_step is not None:
             run.schedule_step()
     logger.info("the base model has validation loss %.4f", run.evaluate()["loss"])
     named = run.adapter.layout.unpack(run.adapter.read_params(), run.adapter.xp)
-    return {name: np.array(to_device(array, "cpu"), np.float32) for name, array in named.items()}
+    xp = run.adapter.xp
+    return {name: to_host(array, xp).astype(np.float32) for name, array in named.items()}
+
+
+def _trainer() -> Framework:
+    from hybridcore.plugins import load_framework
+
+    *names, last = BuiltinTask.frameworks
+    for name in names:
+        try:
+            return load_framework(name)
+        except AdapterNotFoundError:
+            continue
+    return load_framework(last)
 
 
 def checksum(weights: Mapping[str, Any]) -> str:

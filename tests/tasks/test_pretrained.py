@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from hybridcore.errors import TaskError
+from hybridcore.errors import AdapterNotFoundError, TaskError
 from hybridcore.tasks import pretrained
 from hybridcore.tasks.corpus import load_corpus, load_manual
 from hybridcore.tasks.finetune_gpt import FinetuneGpt
@@ -136,3 +136,26 @@ def test_the_base_is_the_weights_after_the_last_step(monkeypatch):
     assert steps == [(16, 64)] * 3
     assert weights["w"].dtype == np.float32
     assert weights["w"].tolist() == [3.0, 3.0]
+
+
+def test_the_first_framework_installed_trains_the_base(monkeypatch):
+    """Without PyTorch another one does; without any the error names one to install."""
+    asked = []
+
+    def installed(*names):
+        def load(name):
+            asked.append(name)
+            if name not in names:
+                raise AdapterNotFoundError("no adapter", where=name)
+            return name
+
+        return load
+
+    for names, found in ((("torch", "jax"), "torch"), (("jax", "tensorflow"), "jax")):
+        monkeypatch.setattr("hybridcore.plugins.load_framework", installed(*names))
+        assert pretrained._trainer() == found
+    monkeypatch.setattr("hybridcore.plugins.load_framework", installed())
+    asked.clear()
+    with pytest.raises(AdapterNotFoundError):
+        pretrained._trainer()
+    assert asked == ["torch", "jax", "tensorflow"]

@@ -65,6 +65,10 @@ def test_arguments_that_cannot_work():
         LinenModel(linen.Dense(3), {"batch_stats": {}})
 
 
+def half(params):
+    return jax.tree.map(lambda p: p.astype(jnp.bfloat16), params)
+
+
 @pytest.mark.parametrize(
     ("result", "words"),
     [
@@ -72,8 +76,10 @@ def test_arguments_that_cannot_work():
         (lambda state, loss: (state, {"accuracy": loss}), "returned the wrong thing"),
         (lambda state, loss: (state, jnp.ones(3)), "shape (3,)"),
         (lambda state, loss: ((state[0],), loss), "changed the structure"),
+        (lambda state, loss: ((half(state[0]), state[1]), loss), "bfloat16"),
+        (lambda state, loss: ((jax.tree.map(lambda p: p[:1], state[0]), state[1]), loss), "0.bias"),
     ],
-    ids=["no loss", "no loss in the mapping", "unreduced", "structure"],
+    ids=["no loss", "no loss in the mapping", "unreduced", "structure", "dtype", "shape"],
 )
 @pytest.mark.parametrize("donate", [False, True])
 def test_a_train_step_that_returns_the_wrong_thing(result, words, donate):
@@ -111,6 +117,8 @@ def test_a_tree_that_has_changed():
         (mlp()[:2], "structure"),
         ([{**layer, "bias": layer["bias"].astype(jnp.bfloat16)} for layer in mlp()], "bfloat16"),
         (mlp((6, 8, 9, 3)), "1."),
+        (jax.tree.map(np.asarray, mlp()), "jax.device_put"),
+        (jax.tree.map(lambda p: 1.0, mlp()), "float"),
     ):
         with pytest.raises(ModelError) as caught:
             adapter.adopt(changed, adapter.opt_state, None)

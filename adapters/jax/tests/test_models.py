@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from importlib import import_module
 
 import attrs
 import jax
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 
 from hybridcore.errors import TaskError
+from hybridcore.tasks import BUILTIN
 from hybridcore.tasks.digits_mlp import DigitsMlp
 from hybridcore.tasks.mnist_cnn import MnistCnn
 from hybridcore.tasks.poisson_pinn import PoissonPinn
@@ -18,16 +20,20 @@ from hybridcore_jax.models import build_model
 from hybridcore_jax.models.pinn import laplacian, value
 from hybridcore_jax.models.transformer import transformer_logits
 
+TINY = {"depth": 1, "width": 16, "heads": 2, "max_bytes": 500_000, "pretrain_steps": 10}
 SMALL = {
     "stdlib-gpt": {"depth": 1, "width": 8, "heads": 2, "context": 6, "batch_size": 3, "max_bytes": 500_000},
     "mnist-cnn": {"filters": 2, "batch_size": 4},
     "poisson-pinn": {"points": 64, "edge_points": 16, "width": 8},
+    "convection-pinn": {"points": 64, "edge_points": 16, "width": 8},
     "digits-mlp": {"width": 8},
+    "lora-gpt": TINY,
+    "finetune-gpt": TINY,
 }
 
 
 def _problem(cls, seed=0, **options):
-    return cls(cls.Config(**{**SMALL[cls.name], **options})).problem(seed)
+    return cls(cls.Config(**{**SMALL.get(cls.name, {}), **options})).problem(seed)
 
 
 def test_mlp_equals_a_numpy_forward():
@@ -191,7 +197,12 @@ def test_pinn_losses_average_to_the_stated_loss():
     assert float(losses.mean()) == pytest.approx(stated, rel=1e-5)
 
 
-@pytest.mark.parametrize("cls", [DigitsMlp, MnistCnn, StdlibGpt, PoissonPinn], ids=lambda c: c.name)
+def _load(path):
+    module, _, name = path.partition(":")
+    return getattr(import_module(module), name)
+
+
+@pytest.mark.parametrize("cls", [_load(path) for path in BUILTIN], ids=lambda c: c.name)
 def test_weights_are_the_problems_own_and_metrics_are_means(cls):
     problem = _problem(cls, seed=3)
     built = build_model(problem)
@@ -202,7 +213,7 @@ def test_weights_are_the_problems_own_and_metrics_are_means(cls):
     metrics = built.evaluate(built.params, built.state, held_out)
     assert tuple(metrics) == problem.metrics
     options = {"state": built.state, "training": False, "batch_statistics": False} if built.state else {}
-    parts = [built.loss_fn(built.params, batch[:4], **options) for batch in held_out]
+    parts = [built.loss_fn(built.params, batch, **options) for batch in held_out]
     losses = jnp.concatenate([p[0] if built.state else p for p in parts])
     assert metrics["loss"] == pytest.approx(float(losses.mean()), rel=1e-5)
 

@@ -94,6 +94,20 @@ except ModelError as error:
     assert "cpu:1" in str(error.got) and error.fix
 else:
     raise AssertionError("mixed devices were accepted")
+
+# So are those that a loop or a step of one's own moves to another device.
+elsewhere = jax.device_put(plain, jax.devices()[3])
+for move in (
+    lambda: a.adopt(elsewhere, a.opt_state, None),
+    lambda: JaxAdapter((plain, ()), None, loss_fn, train_step=lambda s, b: ((elsewhere, ()), jnp.ones(())),
+                       learning_rate=0.1).train_step(batches[0]),
+):
+    try:
+        move()
+    except ModelError as error:
+        assert (error.got, error.expected) == ("cpu:3", "cpu"), error
+    else:
+        raise AssertionError("another device was accepted")
 print("sharded: ok")
 """
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from types import ModuleType
 from typing import Any
@@ -24,8 +24,9 @@ from hybridcore_jax.jump_rules import JumpState, after_jump, moment_statistics, 
 from hybridcore_jax.losses import LossCaller, LossFunction
 from hybridcore_jax.own_step import OwnStepRunner, part_of_the_way
 from hybridcore_jax.parameters import as_arrays, plan_params
-from hybridcore_jax.placement import beside
+from hybridcore_jax.placement import beside, to_host
 from hybridcore_jax.rates import LearningRate, momentum_memory
+from hybridcore_jax.residuals import Lineariser
 from hybridcore_jax.snapshot import JaxSnapshot
 from hybridcore_jax.statistics import Statistics
 from hybridcore_jax.steps import StepRunner
@@ -60,11 +61,13 @@ class JaxAdapter:
             weighted by size (F61).
         max_grad_norm: Clip the gradient to this Euclidean norm.
         donate: Let each step reuse the memory of the state before it; None does so on accelerators.
+        residual_fn: ``residual_fn(params, batch)`` returns residuals (n,) whose squares are the per-example
+            losses, with the same keywords as `loss_fn`, for predictors that linearise them.
 
     Attributes:
-        capabilities: ``"batch-statistics"`` where the model keeps running statistics, and without a
-            `train_step` of your own ``"adaptive-clipping"``, next to ``"accumulation"``, ``"checkpoints"``
-            and ``"learning-rate"``.
+        capabilities: ``"batch-statistics"`` where the model keeps running statistics, ``"residuals"`` where
+            `residual_fn` is given, and without a `train_step` of your own ``"adaptive-clipping"``, next to
+            ``"accumulation"``, ``"checkpoints"`` and ``"learning-rate"``.
 
     Raises:
         ModelError: There is nothing to train, or the arguments exclude each other.
@@ -95,6 +98,7 @@ class JaxAdapter:
         accumulate: int = 1,
         max_grad_norm: float | None = None,
         donate: bool | None = None,
+        residual_fn: LossFunction | None = None,
     ) -> None:
         self.name = "jax"
         self.api_version = API_VERSION
@@ -106,16 +110,21 @@ class JaxAdapter:
         leaves = jax.tree.leaves(params)
         self.device = device_name(min(leaves[0].sharding.device_set, key=lambda d: d.id))
         self._store = BucketStore(self._plan)
-        self._losses = LossCaller(
-            self.parts.bind(loss_fn),
-            has_state=train_step is not None or self.parts.state is not None,
-            has_key=key is not None,
+        given = {
+            "has_state": train_step is not None or self.parts.state is not None,
+            "has_key": key is not None,
+        }
+        self._losses = LossCaller(self.parts.bind(loss_fn), **given)
+        self._lineariser = (
+            Lineariser(LossCaller(self.parts.bind(residual_fn), **given), self._store)
+            if residual_fn is not None
+            else None
         )
         self._runner: StepRunner | OwnStepRunner
         if train_step is not None:
             self._state = model
             self._access = access_to(model)
-            self._runner = OwnStepRunner(train_step, self._access)
+            self._runner = OwnStepRunner(train_step, self._access, self._plan)
         else:
             assert optimizer is not None
             rule = rescale_velocity(optimizer)
@@ -139,7 +148,9 @@ class JaxAdapter:
         self.momentum_memory = momentum_memory(optimizer, params, self.opt_state)
         kept = train_step is None and self._losses.stateful
         self.capabilities = frozenset(
-            {"accumulation", "checkpoints", "learning-rate"} | ({"batch-statistics"} if kept else set())
+            {"accumulation", "checkpoints", "learning-rate"}
+            | ({"batch-statistics"} if kept else set())
+            | ({"residuals"} if residual_fn is not None else set())
         )
         if isinstance(self._runner, StepRunner):
             self.capabilities |= {"adaptive-clipping"}
@@ -170,7 +181,7 @@ class JaxAdapter:
 
     @property
     def params(self) -> Any:
-        """The parameters now. Where steps donate, a later step deletes these arrays: copy what you keep."""
+        """The parameters now. Where steps donate, later steps and jumps delete these arrays: copy them."""
         return self._access.get(self._state, "params")
 
     @property
@@ -206,7 +217,7 @@ class JaxAdapter:
         return self._store.read(self._leaves())
 
     def add_params(self, into: Buckets, weight: float = 1.0, decay: float = 1.0) -> Buckets:
-        """``decay * into + weight * params`` as fresh buckets.
+        """``decay * into + weight * params`` in the memory of `into`; use the return value.
 
         Raises:
             DeltaError: `into` does not fit the layout.
@@ -229,7 +240,9 @@ class JaxAdapter:
         Raises:
             DeltaError: The deltas do not fit the layout; the weights are unchanged (F22).
         """
-        self._set_leaves(self._store.apply(self._leaves(), deltas, scale, groups))
+        # With a step or loop of the user's own somebody else may hold the arrays.
+        donate = isinstance(self._runner, StepRunner) and self._runner.donates and not self._shared
+        self._set_leaves(self._store.apply(self._leaves(), deltas, scale, groups, donate))
 
     @contextmanager
     def weights(self, buckets: Buckets) -> Iterator[None]:
@@ -282,10 +295,36 @@ class JaxAdapter:
         if not own and "batch-statistics" in self.capabilities:
             state = self._statistics.of_batch(params, state, batch)
         losses = self._probe(params, state, self._probe_key, batch, training=False, batch_statistics=True)
-        result = np.asarray(losses.astype(jnp.promote_types(losses.dtype, jnp.float32)), np.float64)
+        result = to_host(losses.astype(jnp.promote_types(losses.dtype, jnp.float32))).astype(np.float64)
         if result.size == 0:
             raise ProbeError("a probe batch has no examples", where="probe", fix="pass non-empty batches")
         return result
+
+    def linearise_residuals(
+        self, batch: Any, directions: Sequence[Buckets]
+    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Residuals r (n,) and their derivatives along each direction (n, k); needs ``"residuals"``.
+
+        Forward-mode differentiation, compiled once for the largest k; nothing changes.
+
+        Args:
+            batch: The batch.
+            directions: k changes of the weights as float32 buckets.
+
+        Raises:
+            BatchError: The model cannot take the batch.
+            DeltaError: A direction does not fit the layout.
+            ModelError: The adapter was made without `residual_fn`.
+        """
+        if self._lineariser is None:
+            raise ModelError(
+                "the adapter does not know the residuals of the loss",
+                where="residual_fn",
+                got="None",
+                expected="residual_fn(params, batch) with residuals of shape (n,)",
+                fix="pass residual_fn, or ask for the capability 'residuals' first",
+            )
+        return self._lineariser(self.params, self._model_state, self._probe_key, batch, directions)
 
     def refresh_statistics(self, batches: Iterable[Any]) -> None:
         """Re-estimate running statistics as their mean over `batches` (F86); nothing else changes.
@@ -387,7 +426,9 @@ class JaxAdapter:
             return value
         from jax.experimental import multihost_utils
 
-        return float(np.mean(multihost_utils.process_allgather(np.float64(value))))
+        bits = np.float64(value).reshape(1).view(np.uint32)  # which no switched-off x64 rounds
+        gathered = np.ascontiguousarray(multihost_utils.process_allgather(bits))
+        return float(np.mean(gathered.view(np.float64)))
 
     def synchronize(self) -> None:
         """Wait until the devices have finished."""

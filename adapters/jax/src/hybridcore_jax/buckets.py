@@ -13,6 +13,7 @@ import numpy as np
 from hybridcore.errors import DeltaError, ModelError
 from hybridcore.layout import Buckets, ParamGroup
 from hybridcore_jax.parameters import Plan
+from hybridcore_jax.placement import local_parts
 
 __all__ = ["BucketStore"]
 
@@ -53,10 +54,7 @@ class BucketStore:
         shards: dict[int, dict[Any, Any]] = {}
         for row in self.plan.rows:
             if row.leaf not in shards:
-                leaf = leaves[row.leaf]
-                shards[row.leaf] = {
-                    str(s.index): s.data for s in leaf.addressable_shards if s.replica_id == 0
-                }
+                shards[row.leaf] = {str(s.index): s.data for s in local_parts(leaves[row.leaf])}
         try:
             return [shards[row.leaf][str(row.index)] for row in self.plan.rows]
         except KeyError as error:
@@ -90,7 +88,7 @@ class BucketStore:
         return tuple(_read([pieces[i] for i in rows]) for rows in self._members)
 
     def add(self, into: Buckets, leaves: Leaves, weight: float, decay: float) -> Buckets:
-        """``decay * into + weight * params`` in one pass.
+        """``decay * into + weight * params`` in one pass, in the memory of `into`, which is gone afterwards.
 
         Raises:
             DeltaError: `into` does not fit the layout.
@@ -116,18 +114,31 @@ class BucketStore:
         return self.replaced(leaves, pieces)
 
     def apply(
-        self, leaves: Leaves, deltas: Buckets, scale: float, groups: Mapping[ParamGroup, float] | None
+        self,
+        leaves: Leaves,
+        deltas: Buckets,
+        scale: float,
+        groups: Mapping[ParamGroup, float] | None,
+        donate: bool = False,
     ) -> Leaves:
         """Leaves plus ``scale * groups[g] * delta`` for the parameters of each group g.
+
+        Args:
+            leaves: The parameters.
+            deltas: The change.
+            scale: Its factor.
+            groups: Further factors by group.
+            donate: Whether the result may take the memory of the leaves on one device, which are then gone.
 
         Raises:
             DeltaError: The deltas do not fit the layout.
         """
         pieces = self.pieces(leaves)
         deltas = self.accept(deltas, "deltas", pieces)
+        apply = _apply_donated if donate and self.plan.single else _apply
         factors = np.asarray([scale * (groups or {}).get(g, 1.0) for g in _GROUPS])
         for cuts, delta, rows in zip(self._cuts, deltas, self._members, strict=True):
-            moved = _apply(cuts, [pieces[i] for i in rows], delta, factors)
+            moved = apply(cuts, [pieces[i] for i in rows], delta, factors)
             for i, piece in zip(rows, moved, strict=True):
                 pieces[i] = piece
         return self.replaced(leaves, pieces)
@@ -169,7 +180,7 @@ def _read(pieces: Sequence[Any]) -> Any:
     return jnp.copy(_flat(pieces)) if len(pieces) == 1 else _flat(pieces)
 
 
-@jax.jit
+@partial(jax.jit, donate_argnums=0)
 def _add(into: Any, pieces: Sequence[Any], weight: Any, decay: Any) -> Any:
     kept = jnp.where(decay == 0.0, 0.0, decay * into)  # NaN in a bucket to be overwritten must not stay
     return kept + weight * _flat(pieces)
@@ -181,8 +192,7 @@ def _cut(cuts: Cuts, bucket: Any) -> list[Any]:
     return [jnp.copy(parts[0])] if len(parts) == 1 else parts
 
 
-@partial(jax.jit, static_argnums=0)
-def _apply(cuts: Cuts, pieces: Sequence[Any], delta: Any, factors: Any) -> list[Any]:
+def _moved(cuts: Cuts, pieces: Sequence[Any], delta: Any, factors: Any) -> list[Any]:
     moved = []
     for (a, b, shape, _, group), piece in zip(cuts, pieces, strict=True):
         wide = jnp.promote_types(piece.dtype, jnp.float32)
@@ -190,3 +200,7 @@ def _apply(cuts: Cuts, pieces: Sequence[Any], delta: Any, factors: Any) -> list[
         step = jnp.where(factor == 0.0, 0.0, factor * delta[a:b].reshape(shape).astype(wide))
         moved.append((piece.astype(wide) + step).astype(piece.dtype))
     return moved
+
+
+_apply = jax.jit(_moved, static_argnums=0)
+_apply_donated = jax.jit(_moved, static_argnums=0, donate_argnums=1)

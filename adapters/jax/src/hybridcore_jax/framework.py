@@ -42,6 +42,8 @@ class JaxFramework:
         Raises:
             TaskError: The model, the optimizer, the schedule or the device is unknown.
         """
+        import optax
+
         from hybridcore_jax.adapter import JaxAdapter
         from hybridcore_jax.batches import to_device
         from hybridcore_jax.interfaces.base import PureModel
@@ -53,12 +55,17 @@ class JaxFramework:
         built = build_model(problem, place)
         parts = PureModel(built.params, built.state)
         parts.groups = built.groups
+        optimizer = build_optimizer(problem.optimizer)
+        if built.trainable is not None:  # no moments for what is frozen
+            optimizer = optax.masked(optimizer, {name: built.trainable(name) for name in built.params})
         adapter = JaxAdapter(
             parts,
-            build_optimizer(problem.optimizer),
+            optimizer,
             built.loss_fn,
             key=_key(built) if built.random else None,
             learning_rate=build_schedule(problem.optimizer),
+            trainable=built.trainable,
+            residual_fn=built.residual_fn,
         )
         batches = problem.batches()
         if problem.model == "quadratic":

@@ -38,6 +38,7 @@ def hybridize(
     accumulate: int = 1,
     max_grad_norm: float | None = None,
     donate: bool | None = None,
+    residual_fn: LossFunction | None = None,
     events: Iterable[Listener] = (),
 ) -> Hybrid:
     """Attach the engine.
@@ -58,6 +59,7 @@ def hybridize(
         accumulate: Micro-batches that a batch is cut into.
         max_grad_norm: Gradient clipping.
         donate: Whether steps donate their state.
+        residual_fn: Residuals whose squares are the losses; see `JaxAdapter`.
         events: Listeners, called as ``listener(event, payload)``, for example a `MetricsWriter`.
 
     Raises:
@@ -87,6 +89,7 @@ def hybridize(
         accumulate=accumulate,
         max_grad_norm=max_grad_norm,
         donate=donate,
+        residual_fn=residual_fn,
     )
     engine = Engine.from_config(adapter, config, probes=probe)
     for listener in events:

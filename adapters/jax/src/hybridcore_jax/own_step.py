@@ -13,6 +13,7 @@ import numpy as np
 from hybridcore.errors import BatchError, HybridCoreError, ModelError
 from hybridcore.protocols import StepResult
 from hybridcore_jax.batches import n_examples
+from hybridcore_jax.parameters import Plan
 from hybridcore_jax.train_state import Access
 from hybridcore_jax.trees import copy_tree
 
@@ -46,6 +47,7 @@ class OwnStepRunner:
     Args:
         train_step: The user's function.
         access: Ways into its state.
+        plan: What its parameters are like, before and after each step.
 
     Attributes:
         donates: Whether the step deletes the state that it is given.
@@ -53,8 +55,8 @@ class OwnStepRunner:
             user's function, where nothing but this reaches it (F40).
     """
 
-    def __init__(self, train_step: Callable[[Any, Any], Any], access: Access) -> None:
-        self._train_step, self._access = train_step, access
+    def __init__(self, train_step: Callable[[Any, Any], Any], access: Access, plan: Plan) -> None:
+        self._train_step, self._access, self._plan = train_step, access, plan
         self.donates = True
         self.factor = 1.0
         self._known = False
@@ -113,6 +115,7 @@ class OwnStepRunner:
                 expected=str(wanted)[:200],
                 fix="return the same containers that came in",
             )
+        self._plan.check(self._access.get(new, "params"), "train_step(state, batch)")
         norm, overflow = math.nan, False
         if isinstance(told, Mapping):
             norm = float(told.get("grad_norm", norm))

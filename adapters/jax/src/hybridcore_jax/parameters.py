@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import attrs
@@ -12,6 +13,7 @@ import numpy as np
 
 from hybridcore.errors import ModelError
 from hybridcore.layout import ParamGroup, ParamLayout, guess_group
+from hybridcore_jax.placement import local_parts
 from hybridcore_jax.trees import device_name, named_leaves
 
 __all__ = ["Plan", "Row", "as_arrays", "plan_params"]
@@ -44,6 +46,7 @@ class Plan:
         layout: The layout.
         rows: One row per parameter of the layout, in its order.
         single: Whether all leaves lie whole on one device.
+        devices: The devices of all leaves.
     """
 
     structure: Any
@@ -53,12 +56,13 @@ class Plan:
     layout: ParamLayout
     rows: tuple[Row, ...]
     single: bool
+    devices: frozenset[Any]
 
     def check(self, params: Any, where: str) -> list[jax.Array]:
         """Leaves of a tree that must be like the planned one.
 
         Raises:
-            ModelError: Structure, shapes or dtypes differ.
+            ModelError: Structure, shapes, dtypes or devices differ.
         """
         leaves, structure = jax.tree.flatten(params)
         if structure != self.structure:
@@ -72,6 +76,22 @@ class Plan:
                 fix="make a new adapter after changing the model, and return the same containers",
             )
         for name, kind, leaf in zip(self.names, self.kinds, leaves, strict=True):
+            if not isinstance(leaf, jax.Array):
+                raise ModelError(
+                    "a parameter is no array of JAX any more",
+                    where=f"{where}: {name}",
+                    got=type(leaf).__name__,
+                    expected=f"a jax.Array, {kind[1]} {kind[0]}",
+                    fix="return what JAX computed, or put it on the device by jax.device_put",
+                )
+            if leaf.sharding.device_set != self.devices:
+                raise ModelError(
+                    "a parameter lies on other devices than when the adapter was made",
+                    where=f"{where}: {name}",
+                    got=_places(leaf.sharding.device_set),
+                    expected=_places(self.devices),
+                    fix="keep the parameters where they are; put batches beside them by jax.device_put",
+                )
             if (leaf.shape, leaf.dtype.name) != kind:
                 raise ModelError(
                     "a parameter has changed since the adapter was made",
@@ -161,7 +181,7 @@ def plan_params(
         raise ModelError(
             "the parameters lie on different devices",
             where=", ".join(list(places.values())[:4]),
-            got="; ".join(sorted(",".join(sorted(map(device_name, p))) for p in places)),
+            got="; ".join(sorted(map(_places, places))),
             expected="one device, or one mesh for all parameters",
             fix="put the whole tree there by jax.device_put(params, device_or_sharding)",
         )
@@ -184,7 +204,12 @@ def plan_params(
         layout=layout,
         rows=tuple(rows[name] for name in layout.names),
         single=single,
+        devices=next(iter(places)),
     )
+
+
+def _places(devices: Iterable[Any]) -> str:
+    return ",".join(sorted(map(device_name, devices)))
 
 
 def _parts(
@@ -194,10 +219,19 @@ def _parts(
     if single:
         return [(name, leaf.shape, next(iter(leaf.devices())), None)]
     parts = []
-    for shard in leaf.addressable_shards:
-        if shard.replica_id == 0:
-            cut = [s.indices(n)[:2] for s, n in zip(shard.index, leaf.shape, strict=True)]
-            whole = all(pair == (0, n) for pair, n in zip(cut, leaf.shape, strict=True))
-            label = name if whole else f"{name}[{', '.join(f'{a}:{b}' for a, b in cut)}]"
-            parts.append((label, shard.data.shape, shard.device, shard.index))
+    for shard in local_parts(leaf):
+        cut = [s.indices(n)[:2] for s, n in zip(shard.index, leaf.shape, strict=True)]
+        whole = all(pair == (0, n) for pair, n in zip(cut, leaf.shape, strict=True))
+        label = name if whole else f"{name}[{', '.join(f'{a}:{b}' for a, b in cut)}]"
+        parts.append((label, shard.data.shape, shard.device, shard.index))
+    held = sum(math.prod(shape) for _, shape, _, _ in parts)
+    if held != leaf.size:
+        raise ModelError(
+            "a part of a parameter lies on devices of another process, which this one cannot read",
+            where=name,
+            got=f"{held} of {leaf.size} weights in process {jax.process_index()} of {jax.process_count()}",
+            expected="all of them: a copy in each process, or parts on the devices of one",
+            fix="shard batches over processes, and parameters over the devices within each at most: "
+            "NamedSharding(mesh, PartitionSpec())",
+        )
     return parts

@@ -5,8 +5,32 @@ from __future__ import annotations
 from typing import Any
 
 import jax
+import numpy as np
+from numpy.typing import NDArray
 
-__all__ = ["beside"]
+__all__ = ["beside", "local_parts", "to_host"]
+
+
+def local_parts(leaf: jax.Array) -> list[Any]:
+    """One shard for each different part of an array that this process holds; of copies the first.
+
+    Every process has its own copy of a parameter that is copied to all, so that all compute alike.
+    """
+    found: dict[str, Any] = {}
+    for shard in leaf.addressable_shards:
+        index = str(shard.index)
+        if index not in found or shard.replica_id < found[index].replica_id:
+            found[index] = shard
+    return list(found.values())
+
+
+def to_host(array: jax.Array) -> NDArray[Any]:
+    """The whole array in this process's memory; parts of other processes are fetched, by all at once."""
+    if array.is_fully_addressable or array.is_fully_replicated:
+        return np.asarray(array)
+    from jax.experimental import multihost_utils
+
+    return np.asarray(multihost_utils.process_allgather(array, tiled=True))
 
 
 def beside(state: Any, params: Any) -> Any:

@@ -6,7 +6,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 
 from hybridcore.errors import ModelError
@@ -15,6 +14,7 @@ from hybridcore_jax.adaptive_clipping import clip_units
 from hybridcore_jax.batches import micro_batches, n_examples
 from hybridcore_jax.losses import LossCaller
 from hybridcore_jax.parameters import Plan
+from hybridcore_jax.placement import to_host
 from hybridcore_jax.train_state import TrainState
 from hybridcore_jax.trees import find_nodes, has_field, is_a
 
@@ -75,7 +75,7 @@ class StepRunner:
             BatchError: The model cannot take the batch; the given state is still valid.
         """
         state, report = self._compiled(state, batch, self._unit_ratio)
-        loss, norm, good, count, passes = np.asarray(report).tolist()
+        loss, norm, good, count, passes = to_host(report).tolist()
         return state, StepResult(loss, norm, not good, int(count), int(passes))
 
     def clip_adaptively(self, ratio: float | None) -> None:

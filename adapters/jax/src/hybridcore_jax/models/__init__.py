@@ -9,6 +9,8 @@ from hybridcore.errors import TaskError
 from hybridcore.protocols import Problem
 from hybridcore_jax.models.built import BuiltModel, load_weights
 from hybridcore_jax.models.cnn import build_cnn
+from hybridcore_jax.models.convection import build_convection
+from hybridcore_jax.models.lora import build_lora
 from hybridcore_jax.models.mlp import build_mlp
 from hybridcore_jax.models.pinn import build_pinn
 from hybridcore_jax.models.quadratic import build_quadratic
@@ -21,7 +23,9 @@ BUILDERS: Mapping[str, Callable[[Mapping[str, Any]], BuiltModel]] = {
     "mlp": build_mlp,
     "cnn": build_cnn,
     "transformer": build_transformer,
+    "lora-transformer": build_lora,
     "pinn": build_pinn,
+    "convection": build_convection,
     "softmax": build_softmax,
     "quadratic": build_quadratic,
 }

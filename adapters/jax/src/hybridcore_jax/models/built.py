@@ -33,6 +33,9 @@ class BuiltModel(NamedTuple):
         embeddings: Names of embedding tables.
         params: The parameters; empty until `load_weights`.
         double: Whether float64 is used where JAX has it switched on.
+        residual_fn: ``residual_fn(params, batch)`` gives residuals (n,) whose squares are the losses; None
+            where the losses are no squares.
+        trainable: Whether the parameter of a name is trained; None trains all.
     """
 
     shapes: Mapping[str, tuple[int, ...]]
@@ -43,6 +46,8 @@ class BuiltModel(NamedTuple):
     embeddings: tuple[str, ...] = ()
     params: Params = {}
     double: bool = False
+    residual_fn: Callable[..., Any] | None = None
+    trainable: Callable[[str], bool] | None = None
 
     @property
     def groups(self) -> dict[str, ParamGroup]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import jax
@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from hybridcore_jax.models.built import BuiltModel, Params, affine, evaluator
 from hybridcore_jax.models.mlp import layer_shapes
 
-__all__ = ["build_pinn", "laplacian", "value"]
+__all__ = ["build_pinn", "laplacian", "solution_errors", "value"]
 
 
 def value(params: Params, points: jax.Array) -> jax.Array:
@@ -52,25 +52,24 @@ def laplacian(params: Params, points: jax.Array) -> tuple[jax.Array, jax.Array]:
     return hidden[:, 0], second[:, 0]
 
 
-def build_pinn(shape: Mapping[str, Any]) -> BuiltModel:
-    """Network of ``shape``: widths, and boundary_weight, the weight of points on the edge."""
-    boundary_weight = float(shape["boundary_weight"])
+def solution_errors(
+    loss_fn: Callable[[Params, Any], jax.Array], interior: int, exact: int
+) -> Callable[[Params, Any, Iterable[Any]], dict[str, float]]:
+    """Evaluation: mean loss, and the L2 error of the solution over its L2 norm.
 
-    def loss_fn(params: Params, batch: Any) -> jax.Array:
-        """Weighted squared residuals (n + m,); their mean is that of the interior plus that of the edge."""
-        interior, source, edge, wanted = map(jnp.asarray, batch[:4])
-        n, m = len(interior), len(edge)
-        residual = jnp.square(laplacian(params, interior)[1] + source) * ((n + m) / n)
-        error = jnp.square(value(params, edge) - wanted) * (boundary_weight * (n + m) / m)
-        return jnp.concatenate([residual, error])
+    Args:
+        loss_fn: Per-example losses (n,).
+        interior: Position of the points (n, axes) in a batch.
+        exact: Position of the exact solution there, (n,).
+    """
 
     def sums(params: Params, state: Any, batch: Any) -> dict[str, jax.Array]:
-        losses, exact = loss_fn(params, batch), batch[4]
+        losses, wanted = loss_fn(params, batch), batch[exact]
         return {
             "loss": losses.sum(),
             "count": jnp.asarray(losses.size),
-            "error": jnp.square(value(params, batch[0]) - exact).sum(),
-            "norm": jnp.square(exact).sum(),
+            "error": jnp.square(value(params, batch[interior]) - wanted).sum(),
+            "norm": jnp.square(wanted).sum(),
         }
 
     def finish(totals: dict[str, float]) -> dict[str, float]:
@@ -79,4 +78,23 @@ def build_pinn(shape: Mapping[str, Any]) -> BuiltModel:
             "relative_l2": math.sqrt(totals["error"] / totals["norm"]),
         }
 
-    return BuiltModel(layer_shapes(shape["widths"]), loss_fn, evaluator(sums, finish))
+    return evaluator(sums, finish)
+
+
+def build_pinn(shape: Mapping[str, Any]) -> BuiltModel:
+    """Network of ``shape``: widths, and boundary_weight, the weight of points on the edge."""
+    boundary_weight = float(shape["boundary_weight"])
+
+    def residual_fn(params: Params, batch: Any) -> jax.Array:
+        """Weighted residuals (n + m,): their mean square is the interior one plus the weighted edge one."""
+        interior, source, edge, wanted = map(jnp.asarray, batch[:4])
+        n, m = len(interior), len(edge)
+        residual = (laplacian(params, interior)[1] + source) * math.sqrt((n + m) / n)
+        error = (value(params, edge) - wanted) * math.sqrt(boundary_weight * (n + m) / m)
+        return jnp.concatenate([residual, error])
+
+    def loss_fn(params: Params, batch: Any) -> jax.Array:
+        return jnp.square(residual_fn(params, batch))
+
+    evaluate = solution_errors(loss_fn, interior=0, exact=4)
+    return BuiltModel(layer_shapes(shape["widths"]), loss_fn, evaluate, residual_fn=residual_fn)

@@ -1,0 +1,56 @@
+"""Batches and weights over several devices and processes take the decisions of one (F71, F72)."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import many_devices
+import pytest
+
+PROGRAM = Path(__file__).with_name("many_devices.py")
+
+
+def start(*arguments, devices=1):
+    flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={devices}"
+    cache = {
+        "JAX_COMPILATION_CACHE_DIR": str(jax.config.jax_compilation_cache_dir or ""),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    }
+    return subprocess.Popen(
+        [sys.executable, str(PROGRAM), *map(str, arguments)],
+        env={**os.environ, **cache, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def answer(program):
+    out, errors = program.communicate(timeout=300)
+    assert program.returncode == 0, errors
+    return json.loads(out.splitlines()[-1])
+
+
+@pytest.mark.parametrize("count", [2, 4])
+def test_f71_devices_of_one_process_repeat_the_run_of_one_device(count):
+    """Data-parallel and parameter-sharded; jumps kept and taken back; resumed bit for bit."""
+    found = answer(start("devices", devices=count))
+    assert found["devices"] == count
+
+
+def test_f72_two_processes_decide_alike_and_repeat_the_run_of_one():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    programs = [start("process", rank, port) for rank in range(2)]
+    first, second = map(answer, programs)
+    assert first == second  # every decision, loss and weight, to the last bit
+    assert first["mean"] == (1.0 / 3.0 + (1.0 / 3.0 + 1.0)) / 2.0
+    assert first["refused"] == ["up", "24 of 48 weights"]
+    many_devices.agree(first["run"], many_devices.truth())
