@@ -17,11 +17,13 @@ from hybridcore_tensorflow.adaptive_clipping import unit_axis
 from hybridcore_tensorflow.arrays import bridge_for
 from hybridcore_tensorflow.batches import as_tensors
 from hybridcore_tensorflow.buckets import BucketStore
+from hybridcore_tensorflow.checkpoints import export, make_globals, put_together, take_apart
 from hybridcore_tensorflow.distributed import DistributedRunner
 from hybridcore_tensorflow.hook import UpdateHook
 from hybridcore_tensorflow.jump_rules import first_moment_memory, has_velocity, inner, moment_statistics
 from hybridcore_tensorflow.losses import LossCaller, batch_errors
 from hybridcore_tensorflow.modes import batch_statistics, tracked_norms, undisturbed
+from hybridcore_tensorflow.options import check_options
 from hybridcore_tensorflow.snapshot import SnapshotKeeper, TensorFlowSnapshot, VariableSet
 from hybridcore_tensorflow.statistics import refresh
 from hybridcore_tensorflow.steps import GraphRunner, UserRunner
@@ -55,8 +57,8 @@ class TensorFlowAdapter:
 
     Attributes:
         capabilities: ``"batch-statistics"`` where BatchNormalization layers learn moving statistics, next
-            to ``"closure"`` and ``"learning-rate"`` and, without `train_step`, ``"adaptive-clipping"`` and,
-            without a distribution strategy too, ``"accumulation"``.
+            to ``"checkpoints"``, ``"closure"`` and ``"learning-rate"`` and, without `train_step`,
+            ``"adaptive-clipping"`` and, without a distribution strategy too, ``"accumulation"``.
 
     Raises:
         ModelError: The model is not built, there is nothing to train, or the arguments exclude each other.
@@ -83,7 +85,7 @@ class TensorFlowAdapter:
         accumulate: int = 1,
         max_grad_norm: float | None = None,
     ) -> None:
-        _check_options(train_step, accumulate, max_grad_norm)
+        check_options(train_step, accumulate, max_grad_norm)
         self.model, self.optimizer = model, optimizer
         self.name = "tensorflow"
         self.api_version = API_VERSION
@@ -117,7 +119,7 @@ class TensorFlowAdapter:
                 self._strategy, optimizer, found.trained, state, self._losses, self._hook, max_grad_norm
             )
         self.capabilities = frozenset(
-            {"closure", "learning-rate"}
+            {"checkpoints", "closure", "learning-rate"}
             | ({"adaptive-clipping"} if train_step is None else set())
             | ({"accumulation"} if self._runner is self._graph else set())
             | ({"batch-statistics"} if self._norms else set())
@@ -268,13 +270,21 @@ class TensorFlowAdapter:
 
     # State
 
-    def _all_variables(self) -> tuple[tf.Variable, ...]:
-        """Everything a step may change, one plain variable per replica, each once."""
+    def _all_variables(self) -> dict[str, tf.Variable]:
+        """Everything a step may change, one plain variable per replica, each once, by name.
+
+        They go by their number: Keras counts up the names of its layers within a process.
+        """
         found = self._found
-        own = (self._hook.rate_factor,)
-        groups = (found.trained, self.optimizer.variables, found.state, global_generators(), own)
-        unique = {id(part): part for group in groups for v in group for part in components(v)}
-        return tuple(unique.values())
+        groups = {"trained": found.trained, "optimizer": self.optimizer.variables, "state": found.state}
+        named = {f"{kind}.{i}": v for kind, group in groups.items() for i, v in enumerate(group)}
+        named |= global_generators()
+        named["rate_factor"] = self._hook.rate_factor
+        unique: dict[int, tuple[str, tf.Variable]] = {}
+        for name, variable in named.items():
+            for replica, part in enumerate(components(variable)):
+                unique.setdefault(id(part), (f"{name}/{replica}" if replica else name, part))
+        return dict(unique.values())
 
     def snapshot(self) -> TensorFlowSnapshot:
         """Copy of weights, optimizer with its iteration count, statistics and random generators."""
@@ -293,6 +303,23 @@ class TensorFlowAdapter:
     def snapshot_nbytes(self) -> int:
         """Bytes that one snapshot takes now."""
         return self._keeper.nbytes()
+
+    def snapshot_state(self, snapshot: Any) -> tuple[dict[str, NDArray[Any]], Any]:
+        """NumPy arrays and plain data of a snapshot, for checkpoints (F53)."""
+        return take_apart(snapshot)
+
+    def snapshot_from_state(self, arrays: Mapping[str, NDArray[Any]], data: Any) -> TensorFlowSnapshot:
+        """The snapshot again, for the variables of this model and optimizer.
+
+        Raises:
+            SnapshotError: It does not fit them.
+        """
+        make_globals(data, self._all_variables())
+        return put_together(arrays, data, self.layout, self._all_variables())
+
+    def export_weights(self, path: str) -> None:
+        """Write the model's weights as safetensors; `load_exported` gives them to a model."""
+        export(self.model, path)
 
     def after_jump(self, deltas: Buckets) -> None:
         """Adjust the optimizer to weights that moved without it (F59).
@@ -366,27 +393,3 @@ class TensorFlowAdapter:
     def detach(self) -> None:
         """Take the hook off the optimizer."""
         self._hook.detach()
-
-
-def _check_options(train_step: Any, accumulate: int, max_grad_norm: float | None) -> None:
-    if accumulate < 1:
-        raise ModelError(
-            "accumulate is out of range", where="accumulate", got=accumulate, expected="1 or more"
-        )
-    if train_step is None:
-        return
-    if not callable(train_step):
-        raise ModelError(
-            "train_step cannot be called",
-            where="train_step",
-            got=type(train_step).__name__,
-            expected="a function of a batch that updates the weights and returns the mean loss",
-        )
-    if accumulate > 1 or max_grad_norm is not None:
-        raise ModelError(
-            "a train step of your own accumulates and clips by itself",
-            where="train_step",
-            got=f"accumulate={accumulate}, max_grad_norm={max_grad_norm}",
-            expected="accumulate=1 and max_grad_norm=None",
-            fix="leave them out, or leave train_step out",
-        )
