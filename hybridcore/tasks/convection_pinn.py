@@ -55,7 +55,7 @@ class ConvectionPinn(BuiltinTask):
     """
 
     name: ClassVar[str] = "convection-pinn"
-    frameworks: ClassVar[tuple[str, ...]] = ("torch",)
+    frameworks: ClassVar[tuple[str, ...]] = ("torch", "tensorflow")
     Config = ConvectionOptions
 
     def __init__(self, config: ConvectionOptions) -> None:

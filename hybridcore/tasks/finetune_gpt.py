@@ -36,7 +36,7 @@ class FinetuneGpt(BuiltinTask):
     """
 
     name: ClassVar[str] = "finetune-gpt"
-    frameworks: ClassVar[tuple[str, ...]] = ("torch",)
+    frameworks: ClassVar[tuple[str, ...]] = ("torch", "tensorflow")
     Config = FinetuneGptOptions
 
     def __init__(self, config: FinetuneGptOptions) -> None:

@@ -49,7 +49,7 @@ class LoraGpt(BuiltinTask):
     """
 
     name: ClassVar[str] = "lora-gpt"
-    frameworks: ClassVar[tuple[str, ...]] = ("torch",)
+    frameworks: ClassVar[tuple[str, ...]] = ("torch", "tensorflow")
     Config = LoraGptOptions
 
     def __init__(self, config: LoraGptOptions) -> None:

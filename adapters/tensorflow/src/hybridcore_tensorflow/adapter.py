@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
@@ -24,6 +24,7 @@ from hybridcore_tensorflow.jump_rules import first_moment_memory, has_velocity, 
 from hybridcore_tensorflow.losses import LossCaller, batch_errors
 from hybridcore_tensorflow.modes import batch_statistics, tracked_norms, undisturbed
 from hybridcore_tensorflow.options import check_options
+from hybridcore_tensorflow.residuals import Lineariser
 from hybridcore_tensorflow.snapshot import SnapshotKeeper, TensorFlowSnapshot, VariableSet
 from hybridcore_tensorflow.statistics import refresh
 from hybridcore_tensorflow.steps import GraphRunner, UserRunner
@@ -54,11 +55,14 @@ class TensorFlowAdapter:
         accumulate: Cut each batch into this many micro-batches along axis 0 and add their gradients,
             weighted by size; equal to the whole batch up to rounding, BatchNormalization apart (F61).
         max_grad_norm: Clip the gradient to this Euclidean norm.
+        residual_fn: ``residual_fn(model, batch)``, or with an argument ``training``, returns residuals (n,)
+            whose squares are the losses of `loss_fn`; predictor ``gauss-newton`` needs them.
 
     Attributes:
-        capabilities: ``"batch-statistics"`` where BatchNormalization layers learn moving statistics, next
-            to ``"checkpoints"``, ``"closure"`` and ``"learning-rate"`` and, without `train_step`,
-            ``"adaptive-clipping"`` and, without a distribution strategy too, ``"accumulation"``.
+        capabilities: ``"checkpoints"``, ``"closure"`` and ``"learning-rate"``; ``"batch-statistics"`` where
+            BatchNormalization layers learn moving statistics; ``"residuals"`` where `residual_fn` is given;
+            without `train_step` ``"adaptive-clipping"`` and, without a distribution strategy too,
+            ``"accumulation"``.
 
     Raises:
         ModelError: The model is not built, there is nothing to train, or the arguments exclude each other.
@@ -84,6 +88,7 @@ class TensorFlowAdapter:
         train_step: Callable[[Any], Any] | None = None,
         accumulate: int = 1,
         max_grad_norm: float | None = None,
+        residual_fn: Callable[..., Any] | None = None,
     ) -> None:
         check_options(train_step, accumulate, max_grad_norm)
         self.model, self.optimizer = model, optimizer
@@ -123,10 +128,15 @@ class TensorFlowAdapter:
             | ({"adaptive-clipping"} if train_step is None else set())
             | ({"accumulation"} if self._runner is self._graph else set())
             | ({"batch-statistics"} if self._norms else set())
+            | ({"residuals"} if residual_fn is not None else set())
         )
         if train_step is None:
             self.clip_adaptively = self._hook.clip_adaptively
         self._probe = tf.function(self._probe_graph, autograph=False, reduce_retracing=True)
+        self._linearise = None
+        if residual_fn is not None:
+            residuals = LossCaller(model, residual_fn, layers_of(model))
+            self._linearise = Lineariser(found, residuals, self._norms, self._store)
         self._measure = tf.function(self._measure_graph, autograph=False, reduce_retracing=True)
         self._other_traces = self._skipped = self._real_steps = 0
         self._rate: tuple[int, float] = (-1, 0.0)
@@ -135,7 +145,7 @@ class TensorFlowAdapter:
     def traces(self) -> int:
         """Graphs made so far; stays put once every shape of batch was seen."""
         runners = {id(r): r.traces for r in (self._graph, self._runner)}
-        return self._other_traces + sum(runners.values())
+        return self._other_traces + sum(runners.values()) + getattr(self._linearise, "traces", 0)
 
     @property
     def hook(self) -> UpdateHook:
@@ -241,6 +251,32 @@ class TensorFlowAdapter:
         self._other_traces += 1
         with undisturbed(self._found.state, self._found.seeds), batch_statistics(self._norms):
             return self._losses.per_example(batch)
+
+    def linearise_residuals(
+        self, batch: Any, directions: Sequence[Buckets]
+    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Residuals r (n,) and their derivatives along each direction (n, k); needs ``"residuals"``.
+
+        Forward-mode differentiation, in evaluation mode; nothing changes.
+
+        Args:
+            batch: A batch.
+            directions: k changes of the weights.
+
+        Raises:
+            BatchError: The residual function cannot take the batch.
+            DeltaError: A direction does not fit the layout.
+            ModelError: The adapter was made without `residual_fn`.
+        """
+        if self._linearise is None:
+            raise ModelError(
+                "the adapter does not know the residuals of the loss",
+                where="residual_fn",
+                expected="residual_fn(model, batch) with residuals of shape (n,)",
+                fix="pass residual_fn, or ask for the capability 'residuals' first",
+            )
+        with self._scope():
+            return self._linearise(batch, directions)
 
     def refresh_statistics(self, batches: Iterable[Any]) -> None:
         """Re-estimate BatchNormalization statistics as their mean over `batches` (F86).

@@ -28,6 +28,7 @@ __all__ = [
     "raw",
     "strategy_of",
     "trainable",
+    "weights_of",
 ]
 
 _NORMS = (
@@ -37,6 +38,7 @@ _NORMS = (
 )
 _VARIABLES = (tf.Variable, keras.Variable)
 _GENERATORS = (tf.random.Generator, keras.random.SeedGenerator)
+_KEEPERS = (keras.layers.Layer, *_GENERATORS)
 _FLOATS = (tf.float16, tf.bfloat16, tf.float32, tf.float64)
 
 
@@ -305,6 +307,16 @@ def trainable(model: Any) -> dict[str, Any]:
     """Trainable variables of a model by dotted name."""
     found, _ = _named(model)
     return {name: v for name, v in found.items() if isinstance(v, _VARIABLES) and v.trainable}
+
+
+def weights_of(model: Any) -> dict[str, Any]:
+    """Trainable variables by dotted name, and frozen ones that no Keras layer keeps statistics in."""
+    found, owners = _named(model)
+    return {
+        name: v
+        for name, v in found.items()
+        if isinstance(v, _VARIABLES) and (v.trainable or not isinstance(owners.get(id(v)), _KEEPERS))
+    }
 
 
 def layers_of(model: Any) -> list[Any]:
