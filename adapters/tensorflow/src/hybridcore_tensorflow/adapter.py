@@ -10,7 +10,7 @@ import numpy as np
 import tensorflow as tf
 from numpy.typing import NDArray
 
-from hybridcore.errors import ModelError, ProbeError
+from hybridcore.errors import BatchError, ModelError, ProbeError
 from hybridcore.layout import Buckets, ParamGroup
 from hybridcore.protocols import API_VERSION, StepResult
 from hybridcore_tensorflow.adaptive_clipping import unit_axis
@@ -22,6 +22,7 @@ from hybridcore_tensorflow.distributed import DistributedRunner
 from hybridcore_tensorflow.hook import UpdateHook
 from hybridcore_tensorflow.jump_rules import first_moment_memory, has_velocity, inner, moment_statistics
 from hybridcore_tensorflow.losses import LossCaller, batch_errors
+from hybridcore_tensorflow.membership import Membership
 from hybridcore_tensorflow.modes import batch_statistics, tracked_norms, undisturbed
 from hybridcore_tensorflow.options import check_options
 from hybridcore_tensorflow.residuals import Lineariser
@@ -103,7 +104,8 @@ class TensorFlowAdapter:
         axes = {id(raw(v)): unit_axis(n) for n, v in zip(self.layout.names, found.trained, strict=True)}
         self._hook = UpdateHook(optimizer, found.trained[0], max_grad_norm, axes)
         self._keeper = SnapshotKeeper(self.layout, self._all_variables)
-        self._losses = LossCaller(model, loss_fn, layers_of(model))
+        self._membership = Membership(model)
+        self._losses = LossCaller(model, loss_fn, layers_of(model), self._membership.check)
         self._norms = tracked_norms(found.norms)
         self._strategy = strategy_of(found.trained)
         state = VariableSet(found.state)
@@ -135,7 +137,7 @@ class TensorFlowAdapter:
         self._probe = tf.function(self._probe_graph, autograph=False, reduce_retracing=True)
         self._linearise = None
         if residual_fn is not None:
-            residuals = LossCaller(model, residual_fn, layers_of(model))
+            residuals = LossCaller(model, residual_fn, layers_of(model), self._membership.check)
             self._linearise = Lineariser(found, residuals, self._norms, self._store)
         self._measure = tf.function(self._measure_graph, autograph=False, reduce_retracing=True)
         self._other_traces = self._skipped = self._real_steps = 0
@@ -207,9 +209,14 @@ class TensorFlowAdapter:
 
         Raises:
             BatchError: The model cannot take the batch; nothing was changed.
-            ModelError: A train step of your own returned no loss; nothing was changed.
+            ModelError: A train step of your own returned no loss, or the model has new variables; nothing
+                was changed.
         """
-        return self._count(self._runner.run(batch))
+        try:
+            return self._count(self._runner.run(batch))
+        except BatchError:
+            self._membership.check()  # TensorFlow complains of new variables as if the batch were wrong
+            raise
 
     def closure_step(self, closure: Callable[[], Any]) -> StepResult:
         """Like `train_step`, eagerly on the mean loss that `closure` computes; its exceptions pass through.
@@ -323,7 +330,12 @@ class TensorFlowAdapter:
         return dict(unique.values())
 
     def snapshot(self) -> TensorFlowSnapshot:
-        """Copy of weights, optimizer with its iteration count, statistics and random generators."""
+        """Copy of weights, optimizer with its iteration count, statistics and random generators.
+
+        Raises:
+            ModelError: The model has trainable variables that it had not at the start.
+        """
+        self._membership.check()
         return self._keeper.take(self._hook.pending)
 
     def restore(self, snapshot: Any) -> None:
