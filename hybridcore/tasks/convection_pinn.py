@@ -55,7 +55,6 @@ class ConvectionPinn(BuiltinTask):
     """
 
     name: ClassVar[str] = "convection-pinn"
-    frameworks: ClassVar[tuple[str, ...]] = ("torch", "jax")
     Config = ConvectionOptions
 
     def __init__(self, config: ConvectionOptions) -> None:

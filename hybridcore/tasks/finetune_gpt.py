@@ -36,7 +36,6 @@ class FinetuneGpt(BuiltinTask):
     """
 
     name: ClassVar[str] = "finetune-gpt"
-    frameworks: ClassVar[tuple[str, ...]] = ("torch", "jax")
     Config = FinetuneGptOptions
 
     def __init__(self, config: FinetuneGptOptions) -> None:

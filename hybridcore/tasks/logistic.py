@@ -39,7 +39,7 @@ class LogisticTask:
     """
 
     name: ClassVar[str] = "logistic"
-    frameworks: ClassVar[tuple[str, ...]] = ("numpy", "jax")
+    frameworks: ClassVar[tuple[str, ...]] = ("numpy", "jax", "tensorflow")
     Config: ClassVar[type] = LogisticConfig
 
     def __init__(self, config: LogisticConfig | None = None) -> None:

@@ -49,7 +49,6 @@ class LoraGpt(BuiltinTask):
     """
 
     name: ClassVar[str] = "lora-gpt"
-    frameworks: ClassVar[tuple[str, ...]] = ("torch", "jax")
     Config = LoraGptOptions
 
     def __init__(self, config: LoraGptOptions) -> None:

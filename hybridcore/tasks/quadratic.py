@@ -42,7 +42,7 @@ class QuadraticTask:
     """
 
     name: ClassVar[str] = "quadratic"
-    frameworks: ClassVar[tuple[str, ...]] = ("numpy", "jax")
+    frameworks: ClassVar[tuple[str, ...]] = ("numpy", "jax", "tensorflow")
     Config: ClassVar[type] = QuadraticConfig
 
     def __init__(self, config: QuadraticConfig | None = None) -> None:

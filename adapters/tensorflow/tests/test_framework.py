@@ -16,6 +16,7 @@ import tensorflow as tf
 from hybridcore.cli.app import app
 from hybridcore.errors import AdapterNotFoundError, TaskError
 from hybridcore.frameworks import detect_framework
+from hybridcore.plugins import load_framework, load_registry
 from hybridcore.protocols import Framework, OptimizerSpec, Problem
 from hybridcore_tensorflow.framework import FRAMEWORK
 
@@ -112,6 +113,22 @@ def test_unknown_devices_and_models_are_refused():
         FRAMEWORK.build(problem(model="perceiver"), "cpu")
     with pytest.raises(TaskError, match="do not fit"):
         FRAMEWORK.build(problem(weights={}), "cpu")
+
+
+@pytest.mark.parametrize("task", ["quadratic", "logistic"])
+@pytest.mark.parametrize("optimizer", ["sgd", "momentum", "adam"])
+def test_analytic_tasks_follow_the_numpy_adapter_in_float64(task, optimizer):
+    """Their gradients are written out by hand there; noise is drawn in the same order."""
+    cls = load_registry().get("task", task)
+    options = {"size": 10, "noise": 0.5} if task == "quadratic" else {}
+    made = cls.Config(optimizer=optimizer, **options)
+    runs = [load_framework(name).build(cls(made).problem(0), "cpu") for name in ("numpy", "tensorflow")]
+    for _ in range(10):
+        one, two = (run.adapter.train_step(next(run.batches)) for run in runs)
+        assert two.loss == pytest.approx(one.loss, rel=1e-11)
+        assert two.grad_norm == pytest.approx(one.grad_norm, rel=1e-5)
+    one, two = (run.evaluate()["loss"] for run in runs)
+    assert two == pytest.approx(one, rel=1e-11)
 
 
 def test_run_from_the_command_line(tmp_path):

@@ -208,7 +208,15 @@ class TestOwnStep:
         assert_same(values(model) + [v.numpy() for v in optimizer.variables], before)
 
     @pytest.mark.parametrize(
-        "wrong", [lambda loss: None, lambda loss: {"cost": loss}, lambda loss: [loss, loss]]
+        "wrong",
+        [
+            lambda loss: None,
+            lambda loss: {"cost": loss},
+            lambda loss: [loss, loss],
+            lambda loss: tf.stack([loss, loss]),
+            lambda loss: tf.strings.as_string(loss),
+            lambda loss: tf.cast(loss, tf.int32),
+        ],
     )
     def test_a_wrong_result_is_named_and_undone(self, wrong):
         model, optimizer = net(), keras.optimizers.SGD(0.1)
@@ -276,6 +284,99 @@ class TestBadInput:
             mean.probe_loss(batch())
         with pytest.raises(ProbeError, match="no examples"):
             TensorFlowAdapter(net(), sgd(0.1), squares).probe_loss(batch(n=0))
+
+
+class Grows(tf.Module):
+    """Makes one more variable when it is called for the second time, as lazily built layers do."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight, self.calls = tf.Variable(tf.ones((5, 2))), 0
+
+    def __call__(self, inputs, training=False):
+        self.calls += 1
+        if self.calls > 1 and not hasattr(self, "late"):
+            with tf.init_scope():
+                self.late = tf.Variable(tf.ones(2))
+        return inputs @ self.weight + getattr(self, "late", 0.0)
+
+
+class TestVariablesThatComeLater:
+    """They would be trained by no step and turned back by no rollback, and nobody would notice."""
+
+    def test_a_layer_added_to_a_keras_model(self):
+        model = net()
+        adapter = TensorFlowAdapter(model, keras.optimizers.SGD(0.1), squares)
+        adapter.train_step(batch())
+        before = values(model)
+        model.add(layers.Dense(2, name="afterwards"))
+        with pytest.raises(ModelError, match="had not at the start") as caught:
+            adapter.snapshot()
+        assert "afterwards" in str(caught.value)
+        with pytest.raises(ModelError, match="had not at the start"):
+            adapter.probe_loss(batch(7))  # makes the probe's graph
+        assert_same(values(model)[: len(before)], before)
+
+    def test_a_layer_that_is_unfrozen(self):
+        model = net()
+        model.layers[0].trainable = False
+        adapter = TensorFlowAdapter(model, keras.optimizers.SGD(0.1), squares)
+        adapter.train_step(batch())
+        model.layers[0].trainable = True
+        with pytest.raises(ModelError, match="had not at the start"):
+            adapter.snapshot()
+        model.layers[0].trainable = False
+        adapter.snapshot()
+
+    def test_a_variable_that_the_model_makes_while_it_is_called(self):
+        model = Grows()
+        adapter = TensorFlowAdapter(model, keras.optimizers.SGD(0.1), squares)
+        adapter.train_step(batch())
+        weight = model.weight.numpy()
+        with pytest.raises(ModelError, match="had not at the start") as caught:
+            adapter.train_step(batch(4))
+        assert "late" in str(caught.value)
+        np.testing.assert_array_equal(model.weight.numpy(), weight)
+
+    def test_a_step_of_ones_own(self):
+        model, optimizer = net(), keras.optimizers.SGD(0.1)
+
+        def step(data):
+            with tf.GradientTape() as tape:
+                loss = tf.reduce_mean(squares(model, data))
+            variables = [v.value for v in model.trainable_variables]
+            optimizer.apply(tape.gradient(loss, variables), model.trainable_variables)
+            return loss
+
+        adapter = TensorFlowAdapter(model, optimizer, squares, train_step=step)
+        adapter.train_step(batch())
+        before = values(model)
+        model.add(layers.Dense(2))
+        with pytest.raises(ModelError, match="had not at the start"):
+            adapter.train_step(batch())
+        assert_same(values(model)[: len(before)], before)
+
+
+def test_a_batch_of_another_dtype_than_the_weights_is_named():
+    """Keras casts; plain TensorFlow does not, and the error shows what it found."""
+
+    class Plain(tf.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight = tf.Variable(tf.ones((5, 2)))
+
+        def __call__(self, inputs, training=False):
+            return inputs @ self.weight
+
+    model = Plain()
+    adapter = TensorFlowAdapter(model, keras.optimizers.SGD(0.1), squares)
+    with pytest.raises(BatchError, match="cannot take") as caught:
+        adapter.train_step(batch(dtype=np.float64))
+    assert "float64 (10, 5)" in str(caught.value)
+    with pytest.raises(BatchError, match="cannot take"):
+        adapter.probe_loss(batch(dtype=np.float64))
+    np.testing.assert_array_equal(model.weight.numpy(), 1.0)
+    assert not adapter.train_step(batch()).skipped
 
 
 class TestMirrored:

@@ -10,14 +10,16 @@ _EXPORTS = {
     "HybridCallback": "hybridcore_tensorflow.callback",
     "TensorFlowAdapter": "hybridcore_tensorflow.adapter",
     "hybridize": "hybridcore_tensorflow.hybrid",
+    "load_exported": "hybridcore_tensorflow.checkpoints",
 }
 
 if TYPE_CHECKING:
     from hybridcore_tensorflow.adapter import TensorFlowAdapter
     from hybridcore_tensorflow.callback import HybridCallback
+    from hybridcore_tensorflow.checkpoints import load_exported
     from hybridcore_tensorflow.hybrid import Hybrid, hybridize
 
-__all__ = ["Hybrid", "HybridCallback", "TensorFlowAdapter", "hybridize"]
+__all__ = ["Hybrid", "HybridCallback", "TensorFlowAdapter", "hybridize", "load_exported"]
 
 
 def __getattr__(name: str) -> Any:

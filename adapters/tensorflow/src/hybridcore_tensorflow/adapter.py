@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
@@ -10,18 +10,22 @@ import numpy as np
 import tensorflow as tf
 from numpy.typing import NDArray
 
-from hybridcore.errors import ModelError, ProbeError
+from hybridcore.errors import BatchError, ModelError, ProbeError
 from hybridcore.layout import Buckets, ParamGroup
 from hybridcore.protocols import API_VERSION, StepResult
 from hybridcore_tensorflow.adaptive_clipping import unit_axis
 from hybridcore_tensorflow.arrays import bridge_for
 from hybridcore_tensorflow.batches import as_tensors
 from hybridcore_tensorflow.buckets import BucketStore
+from hybridcore_tensorflow.checkpoints import export, make_globals, put_together, take_apart
 from hybridcore_tensorflow.distributed import DistributedRunner
 from hybridcore_tensorflow.hook import UpdateHook
 from hybridcore_tensorflow.jump_rules import first_moment_memory, has_velocity, inner, moment_statistics
 from hybridcore_tensorflow.losses import LossCaller, batch_errors
+from hybridcore_tensorflow.membership import Membership
 from hybridcore_tensorflow.modes import batch_statistics, tracked_norms, undisturbed
+from hybridcore_tensorflow.options import check_options
+from hybridcore_tensorflow.residuals import Lineariser
 from hybridcore_tensorflow.snapshot import SnapshotKeeper, TensorFlowSnapshot, VariableSet
 from hybridcore_tensorflow.statistics import refresh
 from hybridcore_tensorflow.steps import GraphRunner, UserRunner
@@ -52,11 +56,14 @@ class TensorFlowAdapter:
         accumulate: Cut each batch into this many micro-batches along axis 0 and add their gradients,
             weighted by size; equal to the whole batch up to rounding, BatchNormalization apart (F61).
         max_grad_norm: Clip the gradient to this Euclidean norm.
+        residual_fn: ``residual_fn(model, batch)``, or with an argument ``training``, returns residuals (n,)
+            whose squares are the losses of `loss_fn`; predictor ``gauss-newton`` needs them.
 
     Attributes:
-        capabilities: ``"batch-statistics"`` where BatchNormalization layers learn moving statistics, next
-            to ``"closure"`` and ``"learning-rate"`` and, without `train_step`, ``"adaptive-clipping"`` and,
-            without a distribution strategy too, ``"accumulation"``.
+        capabilities: ``"checkpoints"``, ``"closure"`` and ``"learning-rate"``; ``"batch-statistics"`` where
+            BatchNormalization layers learn moving statistics; ``"residuals"`` where `residual_fn` is given;
+            without `train_step` ``"adaptive-clipping"`` and, without a distribution strategy too,
+            ``"accumulation"``.
 
     Raises:
         ModelError: The model is not built, there is nothing to train, or the arguments exclude each other.
@@ -82,8 +89,9 @@ class TensorFlowAdapter:
         train_step: Callable[[Any], Any] | None = None,
         accumulate: int = 1,
         max_grad_norm: float | None = None,
+        residual_fn: Callable[..., Any] | None = None,
     ) -> None:
-        _check_options(train_step, accumulate, max_grad_norm)
+        check_options(train_step, accumulate, max_grad_norm)
         self.model, self.optimizer = model, optimizer
         self.name = "tensorflow"
         self.api_version = API_VERSION
@@ -96,7 +104,8 @@ class TensorFlowAdapter:
         axes = {id(raw(v)): unit_axis(n) for n, v in zip(self.layout.names, found.trained, strict=True)}
         self._hook = UpdateHook(optimizer, found.trained[0], max_grad_norm, axes)
         self._keeper = SnapshotKeeper(self.layout, self._all_variables)
-        self._losses = LossCaller(model, loss_fn, layers_of(model))
+        self._membership = Membership(model)
+        self._losses = LossCaller(model, loss_fn, layers_of(model), self._membership.check)
         self._norms = tracked_norms(found.norms)
         self._strategy = strategy_of(found.trained)
         state = VariableSet(found.state)
@@ -117,14 +126,19 @@ class TensorFlowAdapter:
                 self._strategy, optimizer, found.trained, state, self._losses, self._hook, max_grad_norm
             )
         self.capabilities = frozenset(
-            {"closure", "learning-rate"}
+            {"checkpoints", "closure", "learning-rate"}
             | ({"adaptive-clipping"} if train_step is None else set())
             | ({"accumulation"} if self._runner is self._graph else set())
             | ({"batch-statistics"} if self._norms else set())
+            | ({"residuals"} if residual_fn is not None else set())
         )
         if train_step is None:
             self.clip_adaptively = self._hook.clip_adaptively
         self._probe = tf.function(self._probe_graph, autograph=False, reduce_retracing=True)
+        self._linearise = None
+        if residual_fn is not None:
+            residuals = LossCaller(model, residual_fn, layers_of(model), self._membership.check)
+            self._linearise = Lineariser(found, residuals, self._norms, self._store)
         self._measure = tf.function(self._measure_graph, autograph=False, reduce_retracing=True)
         self._other_traces = self._skipped = self._real_steps = 0
         self._rate: tuple[int, float] = (-1, 0.0)
@@ -133,7 +147,7 @@ class TensorFlowAdapter:
     def traces(self) -> int:
         """Graphs made so far; stays put once every shape of batch was seen."""
         runners = {id(r): r.traces for r in (self._graph, self._runner)}
-        return self._other_traces + sum(runners.values())
+        return self._other_traces + sum(runners.values()) + getattr(self._linearise, "traces", 0)
 
     @property
     def hook(self) -> UpdateHook:
@@ -195,9 +209,14 @@ class TensorFlowAdapter:
 
         Raises:
             BatchError: The model cannot take the batch; nothing was changed.
-            ModelError: A train step of your own returned no loss; nothing was changed.
+            ModelError: A train step of your own returned no loss, or the model has new variables; nothing
+                was changed.
         """
-        return self._count(self._runner.run(batch))
+        try:
+            return self._count(self._runner.run(batch))
+        except BatchError:
+            self._membership.check()  # TensorFlow complains of new variables as if the batch were wrong
+            raise
 
     def closure_step(self, closure: Callable[[], Any]) -> StepResult:
         """Like `train_step`, eagerly on the mean loss that `closure` computes; its exceptions pass through.
@@ -240,6 +259,32 @@ class TensorFlowAdapter:
         with undisturbed(self._found.state, self._found.seeds), batch_statistics(self._norms):
             return self._losses.per_example(batch)
 
+    def linearise_residuals(
+        self, batch: Any, directions: Sequence[Buckets]
+    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Residuals r (n,) and their derivatives along each direction (n, k); needs ``"residuals"``.
+
+        Forward-mode differentiation, in evaluation mode; nothing changes.
+
+        Args:
+            batch: A batch.
+            directions: k changes of the weights.
+
+        Raises:
+            BatchError: The residual function cannot take the batch.
+            DeltaError: A direction does not fit the layout.
+            ModelError: The adapter was made without `residual_fn`.
+        """
+        if self._linearise is None:
+            raise ModelError(
+                "the adapter does not know the residuals of the loss",
+                where="residual_fn",
+                expected="residual_fn(model, batch) with residuals of shape (n,)",
+                fix="pass residual_fn, or ask for the capability 'residuals' first",
+            )
+        with self._scope():
+            return self._linearise(batch, directions)
+
     def refresh_statistics(self, batches: Iterable[Any]) -> None:
         """Re-estimate BatchNormalization statistics as their mean over `batches` (F86).
 
@@ -268,16 +313,29 @@ class TensorFlowAdapter:
 
     # State
 
-    def _all_variables(self) -> tuple[tf.Variable, ...]:
-        """Everything a step may change, one plain variable per replica, each once."""
+    def _all_variables(self) -> dict[str, tf.Variable]:
+        """Everything a step may change, one plain variable per replica, each once, by name.
+
+        They go by their number: Keras counts up the names of its layers within a process.
+        """
         found = self._found
-        own = (self._hook.rate_factor,)
-        groups = (found.trained, self.optimizer.variables, found.state, global_generators(), own)
-        unique = {id(part): part for group in groups for v in group for part in components(v)}
-        return tuple(unique.values())
+        groups = {"trained": found.trained, "optimizer": self.optimizer.variables, "state": found.state}
+        named = {f"{kind}.{i}": v for kind, group in groups.items() for i, v in enumerate(group)}
+        named |= global_generators()
+        named["rate_factor"] = self._hook.rate_factor
+        unique: dict[int, tuple[str, tf.Variable]] = {}
+        for name, variable in named.items():
+            for replica, part in enumerate(components(variable)):
+                unique.setdefault(id(part), (f"{name}/{replica}" if replica else name, part))
+        return dict(unique.values())
 
     def snapshot(self) -> TensorFlowSnapshot:
-        """Copy of weights, optimizer with its iteration count, statistics and random generators."""
+        """Copy of weights, optimizer with its iteration count, statistics and random generators.
+
+        Raises:
+            ModelError: The model has trainable variables that it had not at the start.
+        """
+        self._membership.check()
         return self._keeper.take(self._hook.pending)
 
     def restore(self, snapshot: Any) -> None:
@@ -293,6 +351,23 @@ class TensorFlowAdapter:
     def snapshot_nbytes(self) -> int:
         """Bytes that one snapshot takes now."""
         return self._keeper.nbytes()
+
+    def snapshot_state(self, snapshot: Any) -> tuple[dict[str, NDArray[Any]], Any]:
+        """NumPy arrays and plain data of a snapshot, for checkpoints (F53)."""
+        return take_apart(snapshot)
+
+    def snapshot_from_state(self, arrays: Mapping[str, NDArray[Any]], data: Any) -> TensorFlowSnapshot:
+        """The snapshot again, for the variables of this model and optimizer.
+
+        Raises:
+            SnapshotError: It does not fit them.
+        """
+        make_globals(data, self._all_variables())
+        return put_together(arrays, data, self.layout, self._all_variables())
+
+    def export_weights(self, path: str) -> None:
+        """Write the model's weights as safetensors; `load_exported` gives them to a model."""
+        export(self.model, path)
 
     def after_jump(self, deltas: Buckets) -> None:
         """Adjust the optimizer to weights that moved without it (F59).
@@ -366,27 +441,3 @@ class TensorFlowAdapter:
     def detach(self) -> None:
         """Take the hook off the optimizer."""
         self._hook.detach()
-
-
-def _check_options(train_step: Any, accumulate: int, max_grad_norm: float | None) -> None:
-    if accumulate < 1:
-        raise ModelError(
-            "accumulate is out of range", where="accumulate", got=accumulate, expected="1 or more"
-        )
-    if train_step is None:
-        return
-    if not callable(train_step):
-        raise ModelError(
-            "train_step cannot be called",
-            where="train_step",
-            got=type(train_step).__name__,
-            expected="a function of a batch that updates the weights and returns the mean loss",
-        )
-    if accumulate > 1 or max_grad_norm is not None:
-        raise ModelError(
-            "a train step of your own accumulates and clips by itself",
-            where="train_step",
-            got=f"accumulate={accumulate}, max_grad_norm={max_grad_norm}",
-            expected="accumulate=1 and max_grad_norm=None",
-            fix="leave them out, or leave train_step out",
-        )

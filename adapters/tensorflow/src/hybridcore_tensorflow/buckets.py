@@ -84,7 +84,20 @@ class BucketStore:
             for part in parts:
                 part.assign(value)
 
+    def cut(self, vectors: Sequence[Any]) -> list[Any]:
+        """Pieces of bucket vectors, shaped and typed like the variables; also inside a graph."""
+        return [tf.cast(self._cut(vectors, i), parts[0].dtype) for i, parts in enumerate(self._parts)]
+
     # Calls
+
+    def tensors(self, buckets: Buckets) -> list[Any]:
+        """Buckets as vectors of TensorFlow.
+
+        Raises:
+            DeltaError: The buckets do not fit the layout.
+        """
+        self.layout.check(buckets, where="directions")
+        return [self._bridge.tensor(b) for b in buckets]
 
     def read(self, out: Buckets | None = None) -> Buckets:
         """Copy the variables into `out`, or into new buckets where it does not fit."""

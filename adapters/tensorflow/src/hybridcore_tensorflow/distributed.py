@@ -65,12 +65,14 @@ class DistributedRunner:
 
     def run(self, batch: Any) -> StepResult:
         """One step on a batch; a non-finite loss or gradient changes nothing."""
-        count = n_examples(batch)
         former = self._state.copy()
         try:
             with batch_errors(batch):
-                loss, norm, gradients = self._forward(self._dealt(batch), self._hook.unit_ratio is not None)
+                loss, norm, gradients, counted = self._forward(
+                    self._dealt(batch), self._hook.unit_ratio is not None
+                )
             value, size = self._first(loss), self._first(norm)
+            count = int(self._first(counted)) or n_examples(batch)
             updated = math.isfinite(value) and math.isfinite(size)
             if updated:
                 first = [None if g is None else self._local(g) for g in gradients]
@@ -114,7 +116,8 @@ class DistributedRunner:
         add = tf.distribute.ReduceOp.SUM
         with tf.GradientTape() as tape:
             mean, count = self._losses.mean(batch)
-            total = tf.cast(context.all_reduce(add, tf.maximum(count, 1)), mean.dtype)
+            counted = context.all_reduce(add, tf.cast(count, mean.dtype))
+            total = context.all_reduce(add, tf.cast(tf.maximum(count, 1), mean.dtype))
             share = mean * tf.cast(tf.maximum(count, 1), mean.dtype) / total
         gradients = tape.gradient(share, [raw(v) for v in self._trained])
         present = [tf.convert_to_tensor(g) for g in gradients if g is not None]
@@ -127,7 +130,7 @@ class DistributedRunner:
             factor = tf.minimum(1.0, self._limit / tf.maximum(norm, 1e-30))
             whole = [None if g is None else g * tf.cast(factor, g.dtype) for g in whole]
             norm = tf.minimum(norm, self._limit)
-        return context.all_reduce(add, share), norm, whole
+        return context.all_reduce(add, share), norm, whole, counted
 
     def _update_graph(self, gradients: Any) -> None:
         self.traces += 1

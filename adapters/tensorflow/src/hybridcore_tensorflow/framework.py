@@ -41,6 +41,7 @@ class TensorFlowFramework:
 
         from hybridcore_tensorflow.adapter import TensorFlowAdapter
         from hybridcore_tensorflow.models import build_model
+        from hybridcore_tensorflow.models.quadratic import noisy_batches
         from hybridcore_tensorflow.optimizers import build_optimizer
 
         if device not in self.devices():
@@ -53,12 +54,20 @@ class TensorFlowFramework:
             )
         with tf.device("/CPU:0" if device == "cpu" else device):
             built = build_model(problem)
-            adapter = TensorFlowAdapter(built.model, build_optimizer(problem.optimizer), built.loss_fn)
+            adapter = TensorFlowAdapter(
+                built.model,
+                build_optimizer(problem.optimizer, built.double),
+                built.loss_fn,
+                residual_fn=built.residual_fn,
+            )
             validation = [_tensors(batch) for batch in problem.validation]
             probes = tuple(_tensors(batch) for batch in problem.probes)
+        batches = problem.batches()
+        if problem.model == "quadratic":
+            batches = noisy_batches(problem.shape, batches)
         return TaskRun(
             adapter=adapter,
-            batches=ConvertedBatches(problem.batches(), _tensors),
+            batches=ConvertedBatches(batches, _tensors),
             probes=probes,
             evaluate=lambda: built.evaluate(validation),
         )

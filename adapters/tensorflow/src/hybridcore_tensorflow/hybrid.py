@@ -43,6 +43,7 @@ def hybridize(
     train_step: Callable[[Any], Any] | None = None,
     accumulate: int = 1,
     max_grad_norm: float | None = None,
+    residual_fn: Callable[..., Any] | None = None,
     events: Iterable[Listener] = (),
 ) -> Hybrid:
     """Attach the engine; the model and the optimizer stay the user's own objects.
@@ -58,6 +59,7 @@ def hybridize(
         train_step: Your own ``train_step(batch)``, which returns the mean loss; `Hybrid.step` calls it.
         accumulate: Micro-batches that `Hybrid.step` cuts a batch into.
         max_grad_norm: Gradient clipping of `Hybrid.step`.
+        residual_fn: Residuals whose squares are the losses; see `TensorFlowAdapter`.
         events: Listeners, called as ``listener(event, payload)``, for example a `MetricsWriter`.
 
     Raises:
@@ -71,6 +73,7 @@ def hybridize(
         train_step=train_step,
         accumulate=accumulate,
         max_grad_norm=max_grad_norm,
+        residual_fn=residual_fn,
     )
     engine = Engine.from_config(adapter, read_config(config), probes=probe)
     for listener in events:

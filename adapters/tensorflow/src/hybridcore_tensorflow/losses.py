@@ -50,13 +50,16 @@ class LossCaller:
         model: Called by the loss function.
         loss_fn: Returns per-example losses, shape (n,), or their mean.
         layers: The model's Keras layers.
+        check: Called after each call of the loss function, which is whenever a graph is made.
 
     Raises:
         ModelError: The model behaves differently in training, but `loss_fn` cannot be told.
     """
 
-    def __init__(self, model: Any, loss_fn: Callable[..., Any], layers: Sequence[Any]) -> None:
-        self._model, self._loss_fn = model, loss_fn
+    def __init__(
+        self, model: Any, loss_fn: Callable[..., Any], layers: Sequence[Any], check: Callable[[], None]
+    ) -> None:
+        self._model, self._loss_fn, self._check = model, loss_fn, check
         try:
             parameters = inspect.signature(loss_fn).parameters
         except (TypeError, ValueError):
@@ -77,11 +80,13 @@ class LossCaller:
 
         Raises:
             BatchError: The result is no floating-point tensor.
+            ModelError: `check` found something.
         """
         if self.takes_training:
             losses = self._loss_fn(self._model, batch, training=training)
         else:
             losses = self._loss_fn(self._model, batch)
+        self._check()
         if not isinstance(losses, tf.Tensor) or not losses.dtype.is_floating:
             raise BatchError(
                 "the loss function returned no losses",

@@ -156,14 +156,19 @@ class SpecSchedule(keras.optimizers.schedules.LearningRateSchedule):
         return spec.learning_rate * factor
 
 
-def build_optimizer(spec: OptimizerSpec) -> keras.optimizers.Optimizer:
+def build_optimizer(spec: OptimizerSpec, double: bool = False) -> keras.optimizers.Optimizer:
     """The optimizer of `spec`, its schedule inside.
+
+    Args:
+        spec: Name, rates, schedule.
+        double: The weights are float64: the rate is too, which Keras would round to float32.
 
     Raises:
         TaskError: The name of the optimizer or the schedule is unknown.
     """
     schedule = SpecSchedule(spec)
-    rate = spec.learning_rate if spec.schedule == "constant" and not spec.warmup_steps else schedule
+    plain = spec.schedule == "constant" and not spec.warmup_steps and not double
+    rate = spec.learning_rate if plain else schedule
     if spec.name in {"sgd", "momentum"}:
         return SpecSgd(rate, spec.momentum if spec.name == "momentum" else 0.0, spec.weight_decay)
     if spec.name in {"adam", "adamw"}:

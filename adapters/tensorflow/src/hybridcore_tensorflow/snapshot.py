@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import attrs
@@ -20,12 +20,14 @@ class TensorFlowSnapshot:
 
     Attributes:
         layout: Layout of the model it belongs to.
+        names: Names of the variables, the same in every process that builds this model and optimizer.
         variables: The variables it was taken of: trained ones, the optimizer's, statistics, generators.
         values: A copy of each; none shares memory with a variable.
         pending: Whether the momentum rule was waiting for the next gradient.
     """
 
     layout: ParamLayout
+    names: tuple[str, ...]
     variables: tuple[tf.Variable, ...]
     values: tuple[Any, ...]
     pending: bool
@@ -79,21 +81,23 @@ class SnapshotKeeper:
 
     Args:
         layout: The model's layout.
-        find: Gives the list of all variables that a step may change; asked at each snapshot, since an
+        find: Gives all variables that a step may change by name; asked at each snapshot, since an
             optimizer may be given more, and Keras makes its global generator when it is first used.
     """
 
-    def __init__(self, layout: ParamLayout, find: Callable[[], tuple[tf.Variable, ...]]) -> None:
+    def __init__(self, layout: ParamLayout, find: Callable[[], Mapping[str, tf.Variable]]) -> None:
         self._layout, self._find = layout, find
-        self._set = VariableSet(find())
+        self._set = VariableSet(())
+        self._names: tuple[str, ...] = ()
 
     def _current(self) -> VariableSet:
-        found = self._find()
+        named = self._find()
+        found = tuple(named.values())
         same = len(found) == len(self._set.variables) and all(
             a is b for a, b in zip(found, self._set.variables, strict=True)
         )
         if not same:
-            self._set = VariableSet(found)
+            self._set, self._names = VariableSet(found), tuple(named)
         return self._set
 
     def take(self, pending: bool) -> TensorFlowSnapshot:
@@ -103,7 +107,7 @@ class SnapshotKeeper:
             pending: Flag to keep with it.
         """
         held = self._current()
-        return TensorFlowSnapshot(self._layout, held.variables, held.copy(), pending)
+        return TensorFlowSnapshot(self._layout, self._names, held.variables, held.copy(), pending)
 
     def nbytes(self) -> int:
         """Bytes that a snapshot takes now."""
@@ -132,7 +136,7 @@ class SnapshotKeeper:
                 expected=f"the {len(held.variables)} variables of this model and its optimizer",
                 fix="restore it into the model it was taken from",
             )
-        if len(snapshot.variables) == len(held.variables):
+        if snapshot.names == self._names:
             held.assign(snapshot.values)
             return
         for variable, value in zip(snapshot.variables, snapshot.values, strict=True):

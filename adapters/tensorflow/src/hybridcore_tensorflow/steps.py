@@ -53,65 +53,67 @@ class GraphRunner:
         tensors = as_tensors(batch)
         passes = min(self._accumulate, n_examples(tensors) or 1)
 
-        def attempt() -> tuple[Any, int]:
+        def attempt() -> Any:
             with batch_errors(batch):
-                return self._function(tensors, self._hook.unit_ratio is not None), n_examples(tensors)
+                return self._function(tensors, self._hook.unit_ratio is not None)
 
-        return self._guarded(attempt, passes)
+        return self._guarded(attempt, passes, n_examples(tensors))
 
     def run_closure(self, closure: Callable[[], Any]) -> StepResult:
         """One step on the mean loss that `closure` computes, eagerly."""
 
-        def attempt() -> tuple[Any, int]:
+        def attempt() -> Any:
             before = self._hook.updates.numpy()
             with tf.GradientTape() as tape:
                 loss = closure()
                 scaled = self._optimizer.scale_loss(loss)
             gradients = tape.gradient(scaled, [raw(v) for v in self._trained])
             self._optimizer.apply(gradients, self._trained)
-            return self._report(tf.cast(loss, tf.float64), before), 0
+            return self._report(tf.cast(loss, tf.float64), before)
 
-        return self._guarded(attempt, 1)
+        return self._guarded(attempt, 1, 0)
 
-    def _guarded(self, attempt: Callable[[], tuple[Any, int]], passes: int) -> StepResult:
+    def _guarded(self, attempt: Callable[[], Any], passes: int, length: int) -> StepResult:
+        """Run one attempt; examples are counted by their losses, or else by the batch's length."""
         former = self._state.copy()
         try:
-            report, count = attempt()
+            report = attempt()
         except BaseException:
             self._state.assign(former)
             raise
-        loss, norm, updated = report.numpy().tolist()
+        loss, norm, updated, count = report.numpy().tolist()
         if not updated:
             self._state.assign(former)
         scaled = hasattr(self._optimizer, "inner_optimizer")
         overflow = scaled and not updated and math.isfinite(loss)
-        return StepResult(loss, norm, not updated, count, passes, overflow)
+        return StepResult(loss, norm, not updated, int(count) or length, passes, overflow)
 
     def _graph(self, batch: Any, clipping: bool) -> Any:
         # `clipping` makes a graph of its own; the hook looks at the ratio while it is made.
         self.traces += 1
-        before = self._hook.updates.read_value()
+        before, count = self._hook.updates.read_value(), 0
         if self._accumulate == 1:
-            loss, gradients = self._backward(batch, 1.0)
+            loss, gradients, count = self._backward(batch, 1.0)
         else:
             loss, gradients = 0.0, None
             for part, share in split(batch, self._accumulate, "accumulate"):
-                partial, more = self._backward(part, share)
+                partial, more, _ = self._backward(part, share)
                 loss += partial
                 gradients = more if gradients is None else list(map(_sum, gradients, more))
             self._optimizer.scale_loss(loss)  # the guard looks at the whole batch's loss
         self._optimizer.apply(gradients, self._trained)
-        return self._report(loss, before)
+        return self._report(loss, before, count)
 
-    def _backward(self, batch: Any, share: float) -> tuple[Any, Any]:
+    def _backward(self, batch: Any, share: float) -> tuple[Any, Any, Any]:
         with tf.GradientTape() as tape:
-            mean, _ = self._losses.mean(batch)
+            mean, count = self._losses.mean(batch)
             scaled = self._optimizer.scale_loss(mean * share)
-        return tf.cast(mean * share, tf.float64), tape.gradient(scaled, [raw(v) for v in self._trained])
+        gradients = tape.gradient(scaled, [raw(v) for v in self._trained])
+        return tf.cast(mean * share, tf.float64), gradients, count
 
-    def _report(self, loss: Any, before: Any) -> Any:
-        norm = tf.cast(self._hook.report[1], tf.float64)
-        return tf.stack([loss, norm, tf.cast(self._hook.updates - before, tf.float64)])
+    def _report(self, loss: Any, before: Any, count: Any = 0) -> Any:
+        parts = (loss, self._hook.report[1], self._hook.updates - before, count)
+        return tf.stack([tf.cast(part, tf.float64) for part in parts])
 
 
 def _sum(a: Any, b: Any) -> Any:

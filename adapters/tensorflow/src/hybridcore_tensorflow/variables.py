@@ -10,6 +10,7 @@ import attrs
 import keras
 import tensorflow as tf
 from keras.src.backend.common import global_state as keras_state
+from keras.src.random import seed_generator as keras_seeds
 from tensorflow.python.ops import stateful_random_ops as tf_generators
 
 from hybridcore.errors import ModelError
@@ -20,11 +21,14 @@ __all__ = [
     "Variables",
     "collect",
     "components",
+    "exported",
     "global_generators",
     "layers_of",
+    "make_global_generator",
     "raw",
     "strategy_of",
     "trainable",
+    "weights_of",
 ]
 
 _NORMS = (
@@ -34,6 +38,7 @@ _NORMS = (
 )
 _VARIABLES = (tf.Variable, keras.Variable)
 _GENERATORS = (tf.random.Generator, keras.random.SeedGenerator)
+_KEEPERS = (keras.layers.Layer, *_GENERATORS)
 _FLOATS = (tf.float16, tf.bfloat16, tf.float32, tf.float64)
 
 
@@ -304,17 +309,48 @@ def trainable(model: Any) -> dict[str, Any]:
     return {name: v for name, v in found.items() if isinstance(v, _VARIABLES) and v.trainable}
 
 
+def weights_of(model: Any) -> dict[str, Any]:
+    """Trainable variables by dotted name, and frozen ones that no Keras layer keeps statistics in."""
+    found, owners = _named(model)
+    return {
+        name: v
+        for name, v in found.items()
+        if isinstance(v, _VARIABLES) and (v.trainable or not isinstance(owners.get(id(v)), _KEEPERS))
+    }
+
+
 def layers_of(model: Any) -> list[Any]:
     """All Keras layers in a model, the model itself among them."""
     return list(_layers(model))
 
 
-def global_generators() -> list[Any]:
+def exported(model: Any) -> dict[str, Any]:
+    """All weights of a model by dotted name, trained and not, without the states of random generators."""
+    found, owners = _named(model)
+    return {
+        name: v
+        for name, v in found.items()
+        if isinstance(v, _VARIABLES) and not isinstance(owners.get(id(v)), keras.random.SeedGenerator)
+    }
+
+
+_TENSORFLOW, _KERAS = "global.tensorflow", "global.keras"
+
+
+def global_generators() -> dict[str, Any]:
     """States of the process-wide generators of TensorFlow and Keras, where they have been made."""
-    found = []
+    found = {}
     if tf_generators.global_generator is not None:
-        found.append(tf_generators.global_generator.state)
+        found[_TENSORFLOW] = tf_generators.global_generator.state
     shared = keras_state.get_global_attribute("global_seed_generator")
     if shared is not None:
-        found.append(shared.state)
+        found[_KERAS] = shared.state
     return found
+
+
+def make_global_generator(name: str) -> None:
+    """Make the process-wide generator that `global_generators` gives this name; other names make nothing."""
+    if name == _TENSORFLOW:
+        tf.random.get_global_generator()
+    elif name == _KERAS:
+        keras_seeds.global_seed_generator()

@@ -9,8 +9,12 @@ from hybridcore.errors import TaskError
 from hybridcore.protocols import Problem
 from hybridcore_tensorflow.models.built import BuiltModel, load_weights
 from hybridcore_tensorflow.models.cnn import build_cnn
+from hybridcore_tensorflow.models.convection import build_convection
+from hybridcore_tensorflow.models.lora import build_lora
 from hybridcore_tensorflow.models.mlp import build_mlp
 from hybridcore_tensorflow.models.pinn import build_pinn
+from hybridcore_tensorflow.models.quadratic import build_quadratic
+from hybridcore_tensorflow.models.softmax import build_softmax
 from hybridcore_tensorflow.models.transformer import build_transformer
 
 __all__ = ["BuiltModel", "build_model"]
@@ -19,7 +23,11 @@ BUILDERS: Mapping[str, Callable[[Mapping[str, Any]], BuiltModel]] = {
     "mlp": build_mlp,
     "cnn": build_cnn,
     "transformer": build_transformer,
+    "lora-transformer": build_lora,
     "pinn": build_pinn,
+    "convection": build_convection,
+    "softmax": build_softmax,
+    "quadratic": build_quadratic,
 }
 
 

@@ -10,7 +10,7 @@ import tensorflow as tf
 
 from hybridcore.errors import TaskError
 from hybridcore.protocols import Problem
-from hybridcore_tensorflow.variables import raw, trainable
+from hybridcore_tensorflow.variables import raw, weights_of
 
 __all__ = ["BuiltModel", "Dense", "as_tensors", "classification", "load_weights"]
 
@@ -26,12 +26,17 @@ class BuiltModel:
         sums: ``sums(model, batch)`` gives what `finish` needs of one batch in evaluation mode, as tensors
             to be added up over batches, the last one the number of examples.
         finish: Mean metrics, ``"loss"`` first, from those sums.
+        residual_fn: ``residual_fn(model, batch)`` gives residuals (n,) whose squares are the losses; None
+            where the losses are no squares.
+        double: Whether the weights are float64.
     """
 
     model: tf.Module
     loss_fn: Callable[..., Any]
     sums: Callable[[Any, Any], tuple[Any, ...]]
     finish: Callable[[list[float]], dict[str, float]]
+    residual_fn: Callable[[Any, Any], Any] | None = None
+    double: bool = False
     _compiled: list[Any] = attrs.field(factory=list, init=False)
 
     def evaluate(self, batches: Iterable[Any]) -> dict[str, float]:
@@ -53,13 +58,14 @@ class Dense(tf.Module):
         fan_in: Inputs.
         fan_out: Outputs.
         bias: Whether there is a bias.
+        trainable: Whether both are trained.
     """
 
-    def __init__(self, fan_in: int, fan_out: int, bias: bool = True) -> None:
+    def __init__(self, fan_in: int, fan_out: int, bias: bool = True, trainable: bool = True) -> None:
         super().__init__()
-        self.weight = tf.Variable(tf.zeros((fan_out, fan_in)))
+        self.weight = tf.Variable(tf.zeros((fan_out, fan_in)), trainable=trainable)
         if bias:
-            self.bias = tf.Variable(tf.zeros((fan_out,)))
+            self.bias = tf.Variable(tf.zeros((fan_out,)), trainable=trainable)
 
     def __call__(self, inputs: Any) -> Any:
         """Map the last axis of inputs (..., in) to (..., out)."""
@@ -82,12 +88,14 @@ def as_tensors(batch: Iterable[Any]) -> list[Any]:
 
 
 def load_weights(model: tf.Module, problem: Problem) -> None:
-    """Set every trained variable to the problem's weight of the same name; statistics keep their defaults.
+    """Set every variable, frozen ones too, to the problem's weight of the same name.
+
+    Statistics of Keras layers keep their defaults.
 
     Raises:
         TaskError: A name is missing or left over, or a shape differs; nothing was changed.
     """
-    variables = trainable(model)
+    variables = weights_of(model)
     mistakes = [f"no weight for {name}" for name in variables.keys() - problem.weights.keys()]
     mistakes += [f"no parameter {name}" for name in problem.weights.keys() - variables.keys()]
     mistakes += [
@@ -104,7 +112,7 @@ def load_weights(model: tf.Module, problem: Problem) -> None:
             fix="pip install --upgrade hybridcore hybridcore-tensorflow",
         )
     for name, variable in variables.items():
-        raw(variable).assign(problem.weights[name])
+        raw(variable).assign(problem.weights[name].astype(raw(variable).dtype.as_numpy_dtype))
 
 
 def classification(model: Any) -> BuiltModel:

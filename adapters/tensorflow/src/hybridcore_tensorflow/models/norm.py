@@ -15,12 +15,13 @@ class LayerNorm(tf.Module):
 
     Args:
         width: Size of the last axis.
+        trainable: Whether scale and shift are trained.
     """
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, width: int, trainable: bool = True) -> None:
         super().__init__()
-        self.weight = tf.Variable(tf.ones((width,)))
-        self.bias = tf.Variable(tf.zeros((width,)))
+        self.weight = tf.Variable(tf.ones((width,)), trainable=trainable)
+        self.bias = tf.Variable(tf.zeros((width,)), trainable=trainable)
 
     def __call__(self, inputs: Any) -> Any:
         """Normalise inputs (..., width)."""

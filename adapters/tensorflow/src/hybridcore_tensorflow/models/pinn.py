@@ -1,4 +1,4 @@
-"""Physics-informed tanh network for a Poisson equation."""
+"""Tanh network with derivatives along its inputs, and its use for a Poisson equation."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import tensorflow as tf
 
 from hybridcore_tensorflow.models.built import BuiltModel, Dense, as_tensors
 
-__all__ = ["TanhNetwork", "build_pinn"]
+__all__ = ["TanhNetwork", "build_pinn", "finish_solution"]
 
 
 class TanhNetwork(tf.Module):
@@ -60,19 +60,38 @@ class TanhNetwork(tf.Module):
             jacobian = _linear(jacobian, layer.weight)
         return tf.squeeze(hidden, 1), tf.squeeze(laplacian, 1)
 
+    def derivative(self, points: Any, direction: Sequence[float]) -> tuple[Any, Any]:
+        """Values and derivatives along `direction`, both (n,), at points (n, axes).
+
+        One forward pass carries value h and tangent T through every layer: a linear map acts on each alike,
+        and ``t = tanh(h)`` gives ``T_t = (1 - t^2) T`` (forward-mode differentiation).
+        """
+        hidden = self.layers[0](points)
+        along = _linear(tf.constant(direction, points.dtype), self.layers[0].weight)
+        tangent = tf.zeros_like(hidden) + along
+        for layer in self.layers[1:]:
+            value = tf.tanh(hidden)
+            tangent = _linear((1.0 - value * value) * tangent, layer.weight)
+            hidden = layer(value)
+        return tf.squeeze(hidden, 1), tf.squeeze(tangent, 1)
+
 
 def _linear(inputs: Any, weight: Any) -> Any:
     return tf.einsum("...i,oi->...o", inputs, weight)
 
 
-def _loss(boundary_weight: float, model: Any, batch: Any) -> Any:
-    """Weighted squared residuals (n + m,): their mean is the interior mean plus the weighted edge mean."""
+def _residuals(boundary_weight: float, model: Any, batch: Any) -> Any:
+    """Weighted residuals (n + m,): their mean square is the interior one plus the weighted edge one."""
     interior, source, edge, value = as_tensors(batch)[:4]
     n, m = tf.cast(tf.shape(interior)[0], source.dtype), tf.cast(tf.shape(edge)[0], source.dtype)
     _, laplacian = model.laplacian(interior)
-    residual = tf.square(laplacian + source) * ((n + m) / n)
-    error = tf.square(model(edge) - value) * (boundary_weight * (n + m) / m)
+    residual = (laplacian + source) * tf.sqrt((n + m) / n)
+    error = (model(edge) - value) * tf.sqrt(boundary_weight * (n + m) / m)
     return tf.concat([residual, error], 0)
+
+
+def _loss(boundary_weight: float, model: Any, batch: Any) -> Any:
+    return tf.square(_residuals(boundary_weight, model, batch))
 
 
 def _sums(boundary_weight: float, model: Any, batch: Any) -> tuple[Any, ...]:
@@ -82,8 +101,8 @@ def _sums(boundary_weight: float, model: Any, batch: Any) -> tuple[Any, ...]:
     return tf.reduce_sum(losses), error, tf.reduce_sum(tf.square(exact)), tf.size(losses)
 
 
-def _finish(totals: list[float]) -> dict[str, float]:
-    """Mean loss, and the L2 error of the solution over its L2 norm."""
+def finish_solution(totals: list[float]) -> dict[str, float]:
+    """Mean loss, and the L2 error of the solution over its L2 norm, from four sums."""
     loss, error, norm, count = totals
     return {"loss": loss / count, "relative_l2": math.sqrt(error / norm)}
 
@@ -92,4 +111,10 @@ def build_pinn(shape: Mapping[str, Any]) -> BuiltModel:
     """Network of ``shape``: widths, and boundary_weight, the weight of points on the edge."""
     weight = float(shape["boundary_weight"])
     model = TanhNetwork(shape["widths"])
-    return BuiltModel(model, partial(_loss, weight), partial(_sums, weight), _finish)
+    return BuiltModel(
+        model,
+        partial(_loss, weight),
+        partial(_sums, weight),
+        finish_solution,
+        residual_fn=partial(_residuals, weight),
+    )

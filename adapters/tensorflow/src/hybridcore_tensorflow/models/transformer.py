@@ -11,7 +11,7 @@ import tensorflow as tf
 from hybridcore_tensorflow.models.built import BuiltModel, Dense, as_tensors
 from hybridcore_tensorflow.models.norm import LayerNorm
 
-__all__ = ["Transformer", "build_transformer"]
+__all__ = ["Transformer", "build_transformer", "language_model"]
 
 
 class Embedding(tf.Module):
@@ -20,11 +20,12 @@ class Embedding(tf.Module):
     Args:
         count: Rows.
         width: Size of each.
+        trainable: Whether the table is trained.
     """
 
-    def __init__(self, count: int, width: int) -> None:
+    def __init__(self, count: int, width: int, trainable: bool = True) -> None:
         super().__init__()
-        self.weight = tf.Variable(tf.zeros((count, width)))
+        self.weight = tf.Variable(tf.zeros((count, width)), trainable=trainable)
 
 
 class Attention(tf.Module):
@@ -33,13 +34,14 @@ class Attention(tf.Module):
     Args:
         width: Model width.
         heads: Heads; divide `width`.
+        trainable: Whether its weights are trained.
     """
 
-    def __init__(self, width: int, heads: int) -> None:
+    def __init__(self, width: int, heads: int, trainable: bool = True) -> None:
         super().__init__()
         self.heads = heads
-        self.qkv = Dense(width, 3 * width)
-        self.out = Dense(width, width)
+        self.qkv = Dense(width, 3 * width, trainable=trainable)
+        self.out = Dense(width, width, trainable=trainable)
 
     def __call__(self, inputs: Any) -> Any:
         """Mix positions of inputs (n, context, width); each sees itself and those before it."""
@@ -59,11 +61,13 @@ class FeedForward(tf.Module):
 
     Args:
         width: Model width.
+        trainable: Whether its weights are trained.
     """
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, width: int, trainable: bool = True) -> None:
         super().__init__()
-        self.up, self.down = Dense(width, 4 * width), Dense(4 * width, width)
+        self.up = Dense(width, 4 * width, trainable=trainable)
+        self.down = Dense(4 * width, width, trainable=trainable)
 
     def __call__(self, inputs: Any) -> Any:
         """Transform each position of inputs (n, context, width)."""
@@ -76,13 +80,14 @@ class Block(tf.Module):
     Args:
         width: Model width.
         heads: Attention heads.
+        trainable: Whether its weights are trained.
     """
 
-    def __init__(self, width: int, heads: int) -> None:
+    def __init__(self, width: int, heads: int, trainable: bool = True) -> None:
         super().__init__()
-        self.norm1, self.norm2 = LayerNorm(width), LayerNorm(width)
-        self.attention = Attention(width, heads)
-        self.mlp = FeedForward(width)
+        self.norm1, self.norm2 = LayerNorm(width, trainable), LayerNorm(width, trainable)
+        self.attention = Attention(width, heads, trainable)
+        self.mlp = FeedForward(width, trainable)
 
     def __call__(self, stream: Any) -> Any:
         """Residual stream (n, context, width) after this block."""
@@ -99,6 +104,7 @@ class Transformer(tf.Module):
         width: Model width.
         depth: Blocks.
         heads: Attention heads.
+        trainable: Whether the weights are trained; TensorFlow decides it when a variable is made.
 
     Example:
         >>> model = Transformer(vocabulary=11, context=8, width=16, depth=1, heads=2)
@@ -106,13 +112,15 @@ class Transformer(tf.Module):
         (3, 8, 11)
     """
 
-    def __init__(self, vocabulary: int, context: int, width: int, depth: int, heads: int) -> None:
+    def __init__(
+        self, vocabulary: int, context: int, width: int, depth: int, heads: int, trainable: bool = True
+    ) -> None:
         super().__init__()
-        self.token_embedding = Embedding(vocabulary, width)
-        self.position_embedding = Embedding(context, width)
-        self.blocks = [Block(width, heads) for _ in range(depth)]
-        self.norm = LayerNorm(width)
-        self.head = Dense(width, vocabulary, bias=False)
+        self.token_embedding = Embedding(vocabulary, width, trainable)
+        self.position_embedding = Embedding(context, width, trainable)
+        self.blocks = [Block(width, heads, trainable) for _ in range(depth)]
+        self.norm = LayerNorm(width, trainable)
+        self.head = Dense(width, vocabulary, bias=False, trainable=trainable)
 
     def __call__(self, tokens: Any) -> Any:
         """Logits (n, context, vocabulary) of the next token after each of tokens (n, context)."""
@@ -135,7 +143,18 @@ def _sums(model: Any, batch: Any) -> tuple[Any, ...]:
     return tf.reduce_sum(losses), tf.size(losses)
 
 
+def language_model(model: Any) -> BuiltModel:
+    """A language model: one loss per sequence, the mean over its tokens.
+
+    Args:
+        model: Maps tokens (n, context) to logits (n, context, vocabulary); batches are ``(tokens, next
+            tokens)``.
+    """
+    return BuiltModel(model, _loss, _sums, lambda totals: {"loss": totals[0] / totals[1]})
+
+
 def build_transformer(shape: Mapping[str, Any]) -> BuiltModel:
     """Language model of ``shape``: vocabulary, context, width, depth, heads; one loss per sequence."""
-    model = Transformer(shape["vocabulary"], shape["context"], shape["width"], shape["depth"], shape["heads"])
-    return BuiltModel(model, _loss, _sums, lambda totals: {"loss": totals[0] / totals[1]})
+    return language_model(
+        Transformer(shape["vocabulary"], shape["context"], shape["width"], shape["depth"], shape["heads"])
+    )
