@@ -97,7 +97,7 @@ class SoftmaxRegression:
 
 
 class ReferenceAdapter:
-    """Adapter of an analytic model with SGD, heavy-ball momentum or Adam, all in float64 NumPy, buckets included.
+    """Adapter of an analytic model with SGD, heavy-ball momentum or Adam, in float64 NumPy throughout.
 
     Args:
         model: The model.

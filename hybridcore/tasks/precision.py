@@ -47,10 +47,10 @@ class WideBatches(Iterator[Batch]):
 
 
 def in_float64(problem: Problem) -> Problem:
-    """The same problem with weights and data in float64, from which frameworks build float64 models.
+    """The problem with weights and data in float64, from which frameworks build float64 models.
 
-    The numbers are those of the float32 problem, so that runs in both precisions start at the same weights and
-    see the same examples, and differ by rounding alone.
+    The numbers are those of float32: runs in both precisions start at the same weights, see the same
+    examples, and differ by rounding alone.
 
     Example:
         >>> from hybridcore.tasks.quadratic import QuadraticTask

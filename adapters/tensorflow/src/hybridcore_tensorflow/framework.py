@@ -37,10 +37,12 @@ class TensorFlowFramework:
             TaskError: The model, the optimizer, the schedule or the device is unknown.
         """
         require_tensorflow()
+        import numpy as np
         import tensorflow as tf
 
         from hybridcore_tensorflow.adapter import TensorFlowAdapter
         from hybridcore_tensorflow.models import build_model
+        from hybridcore_tensorflow.models.precision import floats
         from hybridcore_tensorflow.optimizers import build_optimizer
 
         if device not in self.devices():
@@ -53,7 +55,9 @@ class TensorFlowFramework:
             )
         with tf.device("/CPU:0" if device == "cpu" else device):
             built = build_model(problem)
-            adapter = TensorFlowAdapter(built.model, build_optimizer(problem.optimizer), built.loss_fn)
+            double = any(array.dtype == np.float64 for array in problem.weights.values())
+            with floats("float64" if double else "float32"):  # Keras rounds the learning rate to it
+                adapter = TensorFlowAdapter(built.model, build_optimizer(problem.optimizer), built.loss_fn)
             validation = [_tensors(batch) for batch in problem.validation]
             probes = tuple(_tensors(batch) for batch in problem.probes)
         return TaskRun(
