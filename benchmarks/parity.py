@@ -98,9 +98,7 @@ def _environment() -> dict[str, str]:
     return os.environ | {"OMP_NUM_THREADS": "1", "TF_CPP_MIN_LOG_LEVEL": "2", "COLUMNS": "200"}
 
 
-def compare(
-    case: Case, runs: list[Path], command: Path, tolerance: float
-) -> tuple[dict[str, Any], str, bool]:
+def compare(runs: list[Path], command: Path, tolerance: float) -> tuple[dict[str, Any], str, bool]:
     """What ``compare-runs`` found, its table, and whether the case holds."""
     target = runs[0].parent / "comparison.json"
     line = [str(command), "compare-runs", *map(str, runs), "--json", str(target)]
