@@ -63,8 +63,9 @@ test-jax: .venv-jax/.installed  ## run the tests of the JAX adapter
 
 PARITY_VENVS := $(STAMP) .venv-jax/.installed .venv-tensorflow/.installed
 
-test-parity: $(PARITY_VENVS)  ## train one configuration in three frameworks and compare, about four minutes
+test-parity: $(PARITY_VENVS)  ## train one configuration in three frameworks and compare, in both precisions
 	$(BIN)/python benchmarks/parity.py
+	$(BIN)/python benchmarks/parity.py --float64
 
 test-parity-quick: $(PARITY_VENVS)
 	$(BIN)/python benchmarks/parity.py --quick

@@ -58,7 +58,7 @@ class RunningAverage:
 
     @property
     def mean(self) -> Buckets | None:
-        """The mean, float32 buckets that the next sample overwrites; None before the first sample."""
+        """The mean, buckets that the next sample overwrites; None before the first sample."""
         return self._mean if self.samples else None
 
     @property

@@ -80,6 +80,9 @@ class RunConfig:
         seed: Seeds initial weights, data order and the engine.
         framework: Registry name of the adapter.
         device: Device name in the framework's own words.
+        dtype: Precision of the built-in tasks' weights and data: ``"float32"`` or ``"float64"``; the NumPy
+            reference computes in float64 always. Where all weights are float64, so are histories, jumps and
+            snapshots. JAX needs the environment variable ``JAX_ENABLE_X64=1`` for it.
         evaluate_every: Real steps between evaluations on the validation set.
         directory: Folder that receives one sub-folder per run.
     """
@@ -88,6 +91,7 @@ class RunConfig:
     seed: int = attrs.field(default=0, validator=between(0, 2**31 - 1))
     framework: str = "torch"
     device: str = "cpu"
+    dtype: str = attrs.field(default="float32", validator=choice("float32", "float64"))
     evaluate_every: int = attrs.field(default=50, validator=between(1))
     directory: str = "runs"
 
@@ -270,7 +274,8 @@ class HistoryConfig:
     Attributes:
         window: Real steps averaged into one window mean.
         windows: Window means kept.
-        dtype: How window means are kept: ``"float32"``; ``"bfloat16"``, half the memory, each number off by
+        dtype: How window means are kept: ``"float32"``, whole (and in float64 where all weights are); or
+            ``"bfloat16"``, half the memory, each number off by
             at most 2^-8 of itself; or ``"int8"``, about a quarter, each off by at most 1/127 of the largest
             of 256 neighbours, with no bias. Differences of means shrink with the learning rate, the errors
             do not, so that a coarse encoding fits the early part of a run.

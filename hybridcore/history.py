@@ -130,7 +130,7 @@ class History:
         self._averaging = wanted
 
     def _copies(self) -> int:
-        """Float32 copies of all weights at most, the window means apart."""
+        """Whole copies of all weights at most, the window means apart."""
         copies = 0
         if "last-update" in self.needs:
             copies += 1
@@ -147,12 +147,21 @@ class History:
         """Leave `nbytes` of the budget to others; the oldest windows go where they no longer fit.
 
         Raises:
-            MemoryBudgetError: Not even two windows fit beside them.
+            MemoryBudgetError: Not even two windows fit beside them; what was reserved before stays so.
         """
         if nbytes != self._reserved:
-            self._reserved = nbytes
-            self.windows = self._fit(self._wanted)
+            former, self._reserved = self._reserved, nbytes
+            try:
+                self.windows = self._fit(self._wanted)
+            except MemoryBudgetError:
+                self._reserved = former
+                raise
             del self._means[: -self.windows]
+
+    @property
+    def _kept_as(self) -> str:
+        """How window means are held: encoded, or in the buckets' own dtype."""
+        return self.layout.bucket_dtype if self.dtype == "float32" else self.dtype
 
     def _fit(self, wanted: int) -> int:
         for windows in range(wanted, 1, -1):
@@ -171,7 +180,7 @@ class History:
     def planned_bytes(self, windows: int | None = None) -> int:
         """Bytes that the history and what is reserved take at most, with this many windows."""
         kept = (self.windows if windows is None else windows) if "window-means" in self.needs else 0
-        per_window = sum(encoded_bytes(n, self.dtype) for n in self.layout.bucket_sizes)
+        per_window = sum(encoded_bytes(n, self._kept_as) for n in self.layout.bucket_sizes)
         return self._reserved + self.layout.nbytes * self._copies() + kept * per_window
 
     def bytes_in_use(self) -> int:
@@ -183,10 +192,12 @@ class History:
             self._last_end,
             self._displacement,
         ]
-        sizes = [4 * int(b.shape[0]) for buckets in held if buckets is not None for b in buckets]
+        sizes = [
+            self.layout.itemsize * int(b.shape[0]) for buckets in held if buckets is not None for b in buckets
+        ]
         for mean in self._means:
-            dtype, codes = (mean.dtype, mean.codes) if isinstance(mean, EncodedBuckets) else ("float32", mean)
-            sizes += [encoded_bytes(int(b.shape[0]), dtype) for b in codes]
+            codes = mean.codes if isinstance(mean, EncodedBuckets) else mean
+            sizes += [encoded_bytes(int(b.shape[0]), self._kept_as) for b in codes]
         return sum(sizes)
 
     def before_step(self, adapter: Adapter) -> None:
@@ -259,8 +270,13 @@ class History:
         return _Means(tuple(self._means), self)
 
     def decoded(self, mean: Buckets | EncodedBuckets) -> Buckets:
-        """A window mean as float32 buckets."""
-        return self.kernels.decode(mean, self.xp) if isinstance(mean, EncodedBuckets) else mean
+        """A window mean as buckets."""
+        if not isinstance(mean, EncodedBuckets):
+            return mean
+        decoded = self.kernels.decode(mean, self.xp)
+        if self.layout.bucket_dtype == "float32":
+            return decoded
+        return tuple(self.xp.astype(b, self.xp.float64) for b in decoded)
 
     @property
     def open_steps(self) -> int:

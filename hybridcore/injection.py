@@ -263,5 +263,5 @@ def _noise(adapter: Adapter, strength: float, rng: np.random.Generator) -> Bucke
     for bucket in adapter.read_params():
         noise = rng.standard_normal(bucket.shape[0])
         size = float(xp.linalg.vector_norm(bucket)) * strength / np.linalg.norm(noise)
-        made.append(xp.asarray((size * noise).astype(np.float32), dtype=xp.float32, device=bucket.device))
+        made.append(xp.asarray(size * noise, dtype=bucket.dtype, device=bucket.device))
     return tuple(made)

@@ -18,7 +18,7 @@ Array = Any
 """Any array of an Array API namespace."""
 
 Buckets = tuple[Array, ...]
-"""One 1-D float32 array per bucket; bucket ``i`` holds ``layout.bucket_sizes[i]`` numbers."""
+"""One 1-D array per bucket, of `ParamLayout.bucket_dtype` and of size ``bucket_sizes[i]`` of the layout."""
 
 
 class ParamGroup(StrEnum):
@@ -57,7 +57,7 @@ class ParamSpec:
     Attributes:
         name: Dotted name in the model.
         shape: Shape in the model.
-        dtype: The model's own dtype, for example ``"bfloat16"``; buckets are float32 regardless.
+        dtype: The model's own dtype, such as ``"bfloat16"``; that of buckets is `ParamLayout.bucket_dtype`.
         device: Device name, for example ``"cpu"`` or ``"cuda:0"``.
         group: Its kind.
         bucket: Index of the bucket that holds it.
@@ -139,9 +139,28 @@ class ParamLayout:
         return sum(self.bucket_sizes)
 
     @property
+    def bucket_dtype(self) -> str:
+        """Dtype of all buckets: ``"float64"`` where every parameter is float64, else ``"float32"``.
+
+        Float32 holds every narrower weight exactly. Where only some parameters are float64 the others cannot
+        be known better than to float32, and all buckets share one dtype so that no operation mixes two.
+
+        Example:
+            >>> ParamLayout.plan([("w", (2, 3), "float64", "cpu", None)]).bucket_dtype
+            'float64'
+        """
+        wide = bool(self.params) and all(p.dtype == "float64" for p in self.params)
+        return "float64" if wide else "float32"
+
+    @property
+    def itemsize(self) -> int:
+        """Bytes of one number of a bucket."""
+        return 8 if self.bucket_dtype == "float64" else 4
+
+    @property
     def nbytes(self) -> int:
-        """Bytes of one float32 copy of all weights."""
-        return 4 * self.total
+        """Bytes of one copy of all weights as buckets."""
+        return self.itemsize * self.total
 
     def group_slices(self) -> tuple[tuple[ParamGroup, int, slice], ...]:
         """``(group, bucket, slice)`` of every contiguous run of one group."""
@@ -174,7 +193,7 @@ class ParamLayout:
             xp: Array namespace of the arrays.
 
         Returns:
-            Float32 buckets.
+            Buckets of `bucket_dtype`.
 
         Raises:
             DeltaError: A name is unknown or a shape differs (F22).
@@ -198,16 +217,16 @@ class ParamLayout:
                     expected=str(known[name].shape),
                     fix="return deltas in the shapes of `layout.params`",
                 )
-        buckets = []
+        buckets, dtype = [], getattr(xp, self.bucket_dtype)
         for index in range(len(self.bucket_sizes)):
             parts = []
             for p in self.params:
                 if p.bucket != index:
                     continue
                 if p.name in named:
-                    parts.append(xp.astype(xp.reshape(named[p.name], (-1,)), xp.float32))
+                    parts.append(xp.astype(xp.reshape(named[p.name], (-1,)), dtype))
                 else:
-                    parts.append(xp.zeros((p.size,), dtype=xp.float32))
+                    parts.append(xp.zeros((p.size,), dtype=dtype))
             buckets.append(xp.concat(parts))
         return tuple(buckets)
 

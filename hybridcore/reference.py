@@ -97,7 +97,7 @@ class SoftmaxRegression:
 
 
 class ReferenceAdapter:
-    """Adapter of an analytic model with SGD, heavy-ball momentum or Adam, all in float64 NumPy.
+    """Adapter of an analytic model with SGD, heavy-ball momentum or Adam, in float64 NumPy throughout.
 
     Args:
         model: The model.
@@ -138,8 +138,8 @@ class ReferenceAdapter:
         self._clip_ratio: float | None = None
 
     def read_params(self, out: Buckets | None = None) -> Buckets:
-        """Copy of the weights as float32 buckets."""
-        target = out if out is not None else (np.empty(self.layout.total, np.float32),)
+        """Copy of the weights as float64 buckets."""
+        target = out if out is not None else (np.empty(self.layout.total),)
         for p in self.layout.params:
             target[p.bucket][p.offset : p.stop] = self.params[p.name].reshape(-1)
         return target

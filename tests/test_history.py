@@ -281,7 +281,7 @@ def test_f51_the_plan_holds_at_the_peak_of_allocation():
 
 def test_f51_a_run_stays_inside_plan_and_budget():
     adapter = bowl(size=2000, optimizer=OptimizerSpec("adam", 0.01))
-    config = configure(history={"windows": 6, "memory_budget_mib": 0.1})
+    config = configure(history={"windows": 6, "memory_budget_mib": 0.25})
     engine, recorder = build(adapter, config, Fixed(FixedConfig(full_steps=8, correct_steps=4)), Drift())
     for _ in range(100):
         drive(engine, 1)

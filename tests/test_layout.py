@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import array_api_compat.numpy as xp_numpy
 import array_api_strict
 import numpy as np
 import pytest
@@ -41,6 +42,7 @@ def test_every_weight_lies_once_and_groups_are_contiguous(layout):
     assert all((t == 1).all() for t in taken)
     assert layout.total == 3 + 6 + 4 + 10 + 4 + 1
     assert layout.nbytes == 4 * layout.total
+    assert layout.bucket_dtype == "float32"
     runs = layout.group_slices()
     assert len({(g, b) for g, b, _ in runs}) == len(runs)
     for group, bucket, part in runs:
@@ -107,3 +109,39 @@ def test_f22_buckets_of_other_sizes_raise(layout):
 )
 def test_f86_groups_are_guessed_from_name_and_shape(name, shape, group):
     assert guess_group(name, shape).value == group
+
+
+@pytest.mark.parametrize(
+    "dtypes, expected",
+    [
+        (("float64", "float64"), "float64"),
+        (("float64", "float32"), "float32"),
+        (("bfloat16", "bfloat16"), "float32"),
+        (("float64", "bfloat16"), "float32"),
+        ((), "float32"),
+    ],
+)
+def test_f62_buckets_are_float64_where_all_parameters_are(dtypes, expected):
+    layout = ParamLayout.plan((f"p{i}", (3,), dtype, "cpu", None) for i, dtype in enumerate(dtypes))
+    assert layout.bucket_dtype == expected
+    assert layout.itemsize == np.dtype(expected).itemsize
+    assert layout.nbytes == 3 * len(dtypes) * layout.itemsize
+    packed = layout.pack({"p0": np.full(3, 0.1)} if dtypes else {}, np)
+    assert all(bucket.dtype == expected for bucket in packed)
+    if expected == "float64":
+        assert packed[0][0] == 0.1
+
+
+def test_f62_low_rank_residuals_keep_float64():
+    """Exact to float64's rounding where the matrix has the kept rank; eight bytes a number."""
+    from hybridcore.correction.compression import compress_buckets
+
+    rng = np.random.default_rng(0)
+    layout = ParamLayout.plan([("w", (40, 30), "float64", "cpu", None), ("b", (5,), "float64", "cpu", None)])
+    matrix = np.outer(rng.standard_normal(40), rng.standard_normal(30))
+    buckets = layout.pack({"w": matrix, "b": rng.standard_normal(5)}, xp_numpy)
+    found = compress_buckets(buckets, layout, 1, xp_numpy, rng).to_host()
+    assert found.nbytes == 8 * (40 + 30 + 5)
+    expanded = found.expand(xp_numpy)[0]
+    assert expanded.dtype == np.float64
+    np.testing.assert_allclose(expanded, buckets[0], rtol=0.0, atol=1e-14 * np.abs(matrix).max() * 100)

@@ -96,7 +96,7 @@ CASES = {
     "history.window": (3, 5, {}, "drift"),
     "history.windows": (2, 4, {}, "wide-drift"),
     "history.dtype": ("float32", "int8", {}, "drift"),
-    "history.memory_budget_mib": (0.0008, 1.0, {"history": {"windows": 9}}, "wide-drift"),
+    "history.memory_budget_mib": (0.0016, 1.0, {"history": {"windows": 9}}, "wide-drift"),
     "groups.matrix_scale": (1.0, 0.5, {}, "last"),
     "groups.bias_scale": (1.0, 0.5, {}, "last"),
     "groups.embedding_scale": (1.0, 0.5, {}, "embedding"),

@@ -124,10 +124,10 @@ def test_it_is_an_adapter_and_hands_out_copies():
     weights = adapter.read_params()
     weights[0][...] = 7.0
     assert not np.any(adapter.params["w"] == 7.0)
-    assert weights[0].dtype == np.float32
+    assert weights[0].dtype == np.float64
     again = adapter.read_params(weights)
     assert again[0] is weights[0]
-    np.testing.assert_array_equal(again[0], adapter.params["w"].astype(np.float32))
+    np.testing.assert_array_equal(again[0], adapter.params["w"])
 
 
 def test_add_params_is_a_weighted_sum():

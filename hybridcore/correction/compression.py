@@ -27,8 +27,8 @@ class LowRank:
     """A matrix as the product of two thin ones.
 
     Attributes:
-        left: Shape (m, r), float32.
-        right: Shape (r, n), float32.
+        left: Shape (m, r), in the dtype of buckets.
+        right: Shape (r, n), the same.
         error: Frobenius norm of what is missing.
         norm: Frobenius norm of the matrix.
     """
@@ -42,7 +42,7 @@ class LowRank:
     def nbytes(self) -> int:
         """Bytes of both factors."""
         m, r = self.left.shape
-        return 4 * int(r) * (int(m) + int(self.right.shape[1]))
+        return _itemsize(self.left) * int(r) * (int(m) + int(self.right.shape[1]))
 
     def expand(self, xp: ModuleType) -> Array:
         """The matrix, shape (m, n)."""
@@ -62,7 +62,7 @@ def low_rank(
     q = 0 with a warm start.
 
     Args:
-        matrix: Shape (m, n), float32.
+        matrix: Shape (m, n), float32 or float64.
         rank: Rank r, at least 1; cut to ``min(m, n)``.
         xp: Array namespace of the matrix.
         rng: Draws G.
@@ -82,7 +82,7 @@ def low_rank(
     rank = max(1, min(rank, m, n))
     columns = min(rank + _OVERSAMPLE, m, n)
     sketch = rng.standard_normal((n, columns)).astype(np.float32)
-    gaussian = xp.asarray(sketch, dtype=xp.float32, device=matrix.device)
+    gaussian = xp.asarray(sketch, dtype=matrix.dtype, device=matrix.device)
     transposed = xp.matrix_transpose(matrix)
     basis = xp.linalg.qr(xp.matmul(matrix, gaussian))[0]
     for _ in range(power_iterations):
@@ -95,11 +95,16 @@ def low_rank(
     return LowRank(left, right, error, float(xp.linalg.vector_norm(matrix)))
 
 
-def _to_numpy(array: Array) -> NDArray[np.float32]:
+def _itemsize(array: Array) -> int:
+    """Bytes of a number: 8 or 4."""
+    return 8 if str(array.dtype).endswith("float64") else 4
+
+
+def _to_numpy(array: Array) -> NDArray[Any]:
     if not isinstance(array, np.ndarray):
         on_cpu = array.__dlpack_device__()[0] == _DL_CPU
         array = np.from_dlpack(array if on_cpu else to_device(array, "cpu"))
-    return np.array(array, dtype=np.float32)
+    return np.array(array)
 
 
 def _map_part(part: LowRank | Array, function: Callable[[Array], Array]) -> LowRank | Array:
@@ -127,7 +132,9 @@ class CompressedBuckets:
     @property
     def nbytes(self) -> int:
         """Bytes of all parts."""
-        return sum(p.nbytes if isinstance(p, LowRank) else 4 * int(p.shape[0]) for _, p in self.parts)
+        return sum(
+            p.nbytes if isinstance(p, LowRank) else _itemsize(p) * int(p.shape[0]) for _, p in self.parts
+        )
 
     @property
     def relative_error(self) -> float:
@@ -135,7 +142,7 @@ class CompressedBuckets:
         return self.error / self.norm if self.norm > _TINY else 0.0
 
     def expand(self, xp: ModuleType, devices: Sequence[Any] | None = None) -> Buckets:
-        """Float32 buckets.
+        """The buckets, in their own dtype.
 
         Args:
             xp: Array namespace of the result.
@@ -163,7 +170,7 @@ def compress_buckets(
     factors would take no less room than the parameter, it is kept whole.
 
     Args:
-        buckets: One float32 array per bucket.
+        buckets: One array per bucket.
         layout: Their layout.
         rank: Rank of each matrix.
         xp: Array namespace.

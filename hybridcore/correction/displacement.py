@@ -18,8 +18,8 @@ def compare_displacements(
     """``<r, p>`` and ``<p, p>`` of each group of parameters.
 
     Args:
-        realised: r, float32 buckets.
-        predicted: p, float32 buckets.
+        realised: r, as buckets.
+        predicted: p, as buckets.
         layout: Their layout.
         xp: Their namespace.
 

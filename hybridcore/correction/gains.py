@@ -139,7 +139,9 @@ class Gains:
         carry = self.carry
         if self._residual is not None and carry > 0.0:
             devices = [b.device for b in prediction.deltas]
-            change = tuple(b * carry for b in self._residual.expand(xp, devices))
+            kept = zip(self._residual.expand(xp, devices), prediction.deltas, strict=True)
+            # A store may come from a run in another precision.
+            change = tuple((b if b.dtype == d.dtype else xp.astype(b, d.dtype)) * carry for b, d in kept)
         return Correction(gains=self.gains(), residual=change, predicted_change=situation.predicted_change)
 
     def state_dict(self) -> dict[str, Any]:

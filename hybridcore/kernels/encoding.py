@@ -30,17 +30,17 @@ _MASK = 0xFFFFFFFF
 
 
 def encoded_bytes(count: int, dtype: str) -> int:
-    """Bytes of `count` numbers: 4, 2, or 1 and a scale per block."""
+    """Bytes of `count` numbers: 8, 4, 2, or 1 and a scale per block."""
     if dtype == "int8":
         return count + 4 * -(-count // BLOCK)
-    return count * {"float32": 4, "bfloat16": 2}[dtype]
+    return count * {"float64": 8, "float32": 4, "bfloat16": 2}[dtype]
 
 
 def encode(buckets: Buckets, dtype: str, seed: int, xp: ModuleType) -> EncodedBuckets:
     """Encode buckets.
 
     Args:
-        buckets: Float32 arrays of shape (n,).
+        buckets: Arrays of shape (n,); float64 ones are rounded to float32 first.
         dtype: ``"bfloat16"`` or ``"int8"``.
         seed: Seeds stochastic rounding; the same seed gives the same codes.
         xp: Array namespace.
@@ -54,6 +54,8 @@ def encode(buckets: Buckets, dtype: str, seed: int, xp: ModuleType) -> EncodedBu
         >>> decode(coded, xp)[0].tolist()
         [1.0, -0.5]
     """
+    if dtype in DTYPES:
+        buckets = tuple(b if b.dtype == xp.float32 else xp.astype(b, xp.float32) for b in buckets)
     if dtype == "bfloat16":
         return EncodedBuckets(dtype, tuple(_to_bfloat16(b, xp) for b in buckets))
     if dtype != "int8":

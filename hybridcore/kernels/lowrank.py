@@ -28,7 +28,7 @@ def compress(matrix: Array, rank: int, seed: int, xp: ModuleType) -> tuple[Array
     (SIAM Review 2011), algorithms 4.4 and 5.1.
 
     Args:
-        matrix: Shape (m, n), float32.
+        matrix: Shape (m, n), float32 or float64; the factors have its dtype.
         rank: Largest rank.
         seed: Seeds the sketch.
         xp: Array namespace.
@@ -47,7 +47,8 @@ def compress(matrix: Array, rank: int, seed: int, xp: ModuleType) -> tuple[Array
     rows, columns = int(matrix.shape[0]), int(matrix.shape[1])
     rank = min(rank, rows, columns)
     width = min(rank + OVERSAMPLING, rows, columns)
-    test = xp.asarray(sketch(columns, width, seed), device=array_api_compat.device(matrix))
+    place = {"dtype": matrix.dtype, "device": array_api_compat.device(matrix)}
+    test = xp.asarray(sketch(columns, width, seed), **place)
     turned = xp.matrix_transpose(matrix)
     basis, _ = xp.linalg.qr(xp.matmul(matrix, test))
     co_basis, _ = xp.linalg.qr(xp.matmul(turned, basis))

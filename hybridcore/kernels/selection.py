@@ -15,9 +15,6 @@ __all__ = ["choose", "is_accelerator"]
 
 logger = logging.getLogger("hybridcore")
 
-DTYPE = "float32"
-"""Of all buckets."""
-
 MARGIN = 0.95
 """Share of the reference's time that a kernel may take at most; near ties stay with the reference."""
 
@@ -83,8 +80,10 @@ def _try(
     xp = adapter.xp
     try:
         kernels: KernelSet = cls()
-        if not kernels.supports(xp, adapter.device, DTYPE):
-            reason = f"{name} does not serve {xp.__name__} on {adapter.device}"
+        if not kernels.supports(xp, adapter.device, adapter.layout.bucket_dtype):
+            reason = (
+                f"{name} does not serve {adapter.layout.bucket_dtype} of {xp.__name__} on {adapter.device}"
+            )
             if not timed:
                 logger.warning("kernel set %s; the Array API reference is used", reason)
             return kernels, {op: _reference(op, reason) for op in OPERATIONS}

@@ -53,22 +53,23 @@ class Sample:
 
         Args:
             xp: Array namespace.
-            like: Any float32 array on the device.
+            like: A bucket; the trial's arrays lie on its device and have its dtype, those of models float32.
             count: Numbers per array; the last run is short and begins at an odd place.
         """
         count = max(8, count)
 
-        def wave(frequency: float, *shape: int) -> Array:
-            places = xp.arange(math.prod(shape), dtype=xp.float32, device=like.device)
+        def wave(frequency: float, *shape: int, dtype: Any = xp.float32) -> Array:
+            places = xp.arange(math.prod(shape), dtype=dtype, device=like.device)
             return xp.reshape(xp.sin(places * frequency), shape)
 
         side = max(4, min(512, math.isqrt(count)))
         sizes = {"inputs": (6, 192), "recurrent": (64, 192), "input_bias": (192,), "recurrent_bias": (192,)}
         sizes |= {"readout": (64, 4), "readout_bias": (4,)}
-        given = {"abc"[i]: wave(f, count) for i, f in enumerate((0.7, 1.1, 1.3))}
+        given = {"abc"[i]: wave(f, count, dtype=like.dtype) for i, f in enumerate((0.7, 1.1, 1.3))}
         given |= {name: wave(1.7, 5, *shape) * 0.1 for name, shape in sizes.items()}
         given |= {"hidden": wave(0.5, 5, 2, 64), "actions": wave(0.3, 20, 2, 2), "output": wave(0.9, 5, 2, 4)}
-        given["flat"] = xp.matmul(wave(0.7, side, 4), wave(1.3, 4, side))
+        left, right = wave(0.7, side, 4, dtype=like.dtype), wave(1.3, 4, side, dtype=like.dtype)
+        given["flat"] = xp.matmul(left, right)
         calls = _calls(given, count, xp)
         wide = _lazily(lambda: _calls({n: to_host(x, xp) for n, x in given.items()}, count, compat_numpy))
 

@@ -52,7 +52,7 @@ class Adapter(Protocol):
     layout: ParamLayout
 
     def read_params(self, out: Buckets | None = None) -> Buckets:
-        """Copy of the weights as float32 buckets, never a view of the model.
+        """Copy of the weights as buckets of `ParamLayout.bucket_dtype`, never a view of the model.
 
         Args:
             out: Buckets that may be reused for the result; use the return value all the same.

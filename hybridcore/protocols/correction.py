@@ -69,7 +69,7 @@ class Correction:
     Attributes:
         scale: Multiplier of the whole change.
         gains: Multiplier per group of parameters, on top of `scale`; missing groups count 1.0.
-        residual: Change per optimizer step to be added, float32 buckets, or None.
+        residual: Change per optimizer step to be added, as buckets, or None.
         predicted_change: Corrected loss change of the prediction as it was proposed; NaN while unknown.
     """
 

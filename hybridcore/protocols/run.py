@@ -6,7 +6,6 @@ from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import attrs
-import numpy as np
 from numpy.typing import NDArray
 
 from hybridcore.protocols.adapter import Adapter
@@ -55,8 +54,8 @@ class Task(Protocol):
     name: ClassVar[str]
     frameworks: ClassVar[tuple[str, ...]]
 
-    def build(self, framework: str, seed: int, device: str = "cpu") -> TaskRun:
-        """Build it.
+    def build(self, framework: str, seed: int, device: str = "cpu", dtype: str = "float32") -> TaskRun:
+        """Build it; a task that knows float32 alone may leave `dtype` out.
 
         Raises:
             TaskError: The framework is not served, or its data is not installed.
@@ -128,7 +127,8 @@ class Problem:
         name: The task's registry name.
         model: ``"mlp"``, ``"cnn"``, ``"transformer"`` or ``"pinn"``, known to the framework.
         shape: The model's own sizes, for example ``{"widths": (784, 512, 512, 10)}``.
-        weights: Initial weights, float32 arrays by dotted name, the same in every framework.
+        weights: Initial weights, arrays by dotted name, the same in every framework; float32, or all float64,
+            and the model is built in that precision.
         optimizer: What trains it.
         batches: Makes the endless stream of training batches: tuples of NumPy arrays.
         probes: Held-out batches for probes.
@@ -139,7 +139,7 @@ class Problem:
     name: str
     model: str
     shape: Mapping[str, Any]
-    weights: Mapping[str, NDArray[np.float32]]
+    weights: Mapping[str, NDArray[Any]]
     optimizer: OptimizerSpec
     batches: Any
     probes: tuple[tuple[NDArray[Any], ...], ...]

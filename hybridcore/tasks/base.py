@@ -10,8 +10,9 @@ import attrs
 from hybridcore.config import between, choice
 from hybridcore.errors import TaskError
 from hybridcore.protocols import OptimizerSpec, Problem, TaskRun
+from hybridcore.tasks.precision import in_float64
 
-__all__ = ["BuiltinTask", "TrainingOptions"]
+__all__ = ["BuiltinTask", "TrainingOptions", "build_problem"]
 
 
 @attrs.frozen(kw_only=True)
@@ -66,13 +67,14 @@ class BuiltinTask(ABC):
             TaskError: The data is not installed.
         """
 
-    def build(self, framework: str, seed: int, device: str = "cpu") -> TaskRun:
+    def build(self, framework: str, seed: int, device: str = "cpu", dtype: str = "float32") -> TaskRun:
         """Build the task in one framework.
 
         Args:
             framework: Registry name of the adapter.
             seed: Seeds initial weights and the order of examples.
             device: Device name in the framework's own words.
+            dtype: ``"float32"``, or ``"float64"`` for weights and data in double precision.
 
         Raises:
             TaskError: The framework is not served, or the data is not installed.
@@ -86,6 +88,16 @@ class BuiltinTask(ABC):
                 expected=f"one of {', '.join(self.frameworks)}",
                 fix=f'set run.framework = "{self.frameworks[0]}"',
             )
-        from hybridcore.plugins import load_framework
+        return build_problem(self.problem(seed), framework, device, dtype)
 
-        return load_framework(framework).build(self.problem(seed), device)
+
+def build_problem(problem: Problem, framework: str, device: str, dtype: str) -> TaskRun:
+    """Build a problem in one framework and precision.
+
+    Raises:
+        TaskError: The framework cannot build it.
+        AdapterNotFoundError: The framework's adapter is not installed.
+    """
+    from hybridcore.plugins import load_framework
+
+    return load_framework(framework).build(in_float64(problem) if dtype == "float64" else problem, device)

@@ -1,4 +1,4 @@
-"""Task `logistic`: softmax regression on scikit-learn's digits, for the NumPy adapter."""
+"""Task `logistic`: softmax regression on scikit-learn's digits."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import numpy as np
 from hybridcore.config import between, choice
 from hybridcore.errors import TaskError
 from hybridcore.protocols import OptimizerSpec, Problem, TaskRun
+from hybridcore.tasks.base import build_problem
 
 __all__ = ["LogisticTask"]
 
@@ -39,7 +40,7 @@ class LogisticTask:
     """
 
     name: ClassVar[str] = "logistic"
-    frameworks: ClassVar[tuple[str, ...]] = ("numpy", "jax", "tensorflow")
+    frameworks: ClassVar[tuple[str, ...]] = ("numpy", "torch", "jax", "tensorflow")
     Config: ClassVar[type] = LogisticConfig
 
     def __init__(self, config: LogisticConfig | None = None) -> None:
@@ -89,8 +90,6 @@ class LogisticTask:
             validation=((x[valid], y[valid]),),
         )
 
-    def build(self, framework: str, seed: int, device: str = "cpu") -> TaskRun:
+    def build(self, framework: str, seed: int, device: str = "cpu", dtype: str = "float32") -> TaskRun:
         """Build it for an installed framework that knows the model."""
-        from hybridcore.plugins import load_framework
-
-        return load_framework(framework).build(self.problem(seed), device)
+        return build_problem(self.problem(seed), framework, device, dtype)

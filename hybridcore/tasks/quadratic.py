@@ -1,17 +1,19 @@
-"""Task `quadratic`: a noisy quadratic with a known optimum, for the NumPy adapter."""
+"""Task `quadratic`: a noisy quadratic with a known optimum."""
 
 from __future__ import annotations
 
 import itertools
-from typing import ClassVar
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, ClassVar
 
 import attrs
 import numpy as np
 
 from hybridcore.config import between, choice
 from hybridcore.protocols import OptimizerSpec, Problem, TaskRun
+from hybridcore.tasks.base import build_problem
 
-__all__ = ["QuadraticTask"]
+__all__ = ["QuadraticTask", "noisy_batches"]
 
 
 @attrs.frozen(kw_only=True)
@@ -42,7 +44,7 @@ class QuadraticTask:
     """
 
     name: ClassVar[str] = "quadratic"
-    frameworks: ClassVar[tuple[str, ...]] = ("numpy", "jax", "tensorflow")
+    frameworks: ClassVar[tuple[str, ...]] = ("numpy", "torch", "jax", "tensorflow")
     Config: ClassVar[type] = QuadraticConfig
 
     def __init__(self, config: QuadraticConfig | None = None) -> None:
@@ -72,8 +74,29 @@ class QuadraticTask:
             validation=(batch,),
         )
 
-    def build(self, framework: str, seed: int, device: str = "cpu") -> TaskRun:
+    def build(self, framework: str, seed: int, device: str = "cpu", dtype: str = "float32") -> TaskRun:
         """Build it for an installed framework that knows the model."""
-        from hybridcore.plugins import load_framework
+        return build_problem(self.problem(seed), framework, device, dtype)
 
-        return load_framework(framework).build(self.problem(seed), device)
+
+def noisy_batches(shape: Mapping[str, Any], batches: Iterable[Any]) -> Iterator[Any]:
+    """Batches with the gradient noise of each step, in the order in which the NumPy adapter draws it.
+
+    Without noise the batches as they are. A framework adds the numbers to its gradient; unlike the NumPy
+    adapter's own draws they are data, and not repeated after a rollback.
+
+    Args:
+        shape: The problem's ``shape``: noise, rng, and optimum for the size.
+        batches: The problem's batches.
+
+    Example:
+        >>> problem = QuadraticTask(QuadraticConfig(size=3, noise=0.1)).problem(0)
+        >>> next(noisy_batches(problem.shape, problem.batches()))[0].shape
+        (3,)
+    """
+    if not shape["noise"]:
+        yield from batches
+        return
+    size = np.asarray(shape["optimum"]).shape
+    for _ in batches:
+        yield (shape["noise"] * shape["rng"].standard_normal(size),)

@@ -31,7 +31,7 @@ def test_f65_means_are_within_the_bound(dtype, bound):
     for right, mine in zip(exact.window_means, coarse.window_means, strict=True):
         for a, b in zip(right, mine, strict=True):
             scale = np.abs(a) if dtype == "bfloat16" else np.abs(a).max()
-            assert b.dtype == np.float32 and (np.abs(b - a) <= bound * scale).all() and (b != a).any()
+            assert b.dtype == np.float64 and (np.abs(b - a) <= bound * scale).all() and (b != a).any()
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "int8"])
@@ -57,6 +57,9 @@ def test_f65_memory_is_that_of_the_encoding():
     assert per_window("float32") == 4 * 2560
     assert per_window("bfloat16") == 2 * 2560
     assert per_window("int8") == 2560 + 4 * 10
+    layout = ParamLayout.plan([("w", (2560,), "float64", "cpu", None)])
+    assert per_window("float32") == 8 * 2560
+    assert per_window("bfloat16") == 2 * 2560
 
 
 def test_f65_a_budget_holds_more_windows_when_they_are_small():

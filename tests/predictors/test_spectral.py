@@ -77,7 +77,7 @@ def test_f85_the_history_keeps_the_windows_it_wants():
 def test_f51_the_memory_budget_ends_what_it_wants():
     from hybridcore.predictors.drift import Drift
 
-    least = 20 * 4 * (1 + 4 + 2 + 2) / 2**20
+    least = 20 * 8 * (1 + 4 + 2 + 2) / 2**20
     reserved = bowl().snapshot_nbytes() / 2**20
     config = configure(history={"memory_budget_mib": least + reserved})
     engine, _ = build(bowl(), config, Scripted(), make(windows=7))

@@ -5,7 +5,9 @@ from __future__ import annotations
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
+import pytest
 from flax import linen, nnx
 from jax_lab import cross_entropy, data, fixture, loss_fn, mlp
 
@@ -49,6 +51,23 @@ class TestInjectedAdamWMixedDtypesFrozen(AdapterContract):
         assert {p.dtype for p in made.adapter.layout.params} == {"float32", "bfloat16"}
         made.adapter.train_step(made.batches[0])
         assert not made.adapter.params[0]["bias"].any()
+
+
+class TestFloat64(AdapterContract):
+    """F62: buckets, and all that is done with them, have the precision of the weights."""
+
+    @pytest.fixture(autouse=True)
+    def double(self):
+        with jax.enable_x64(True):
+            yield
+
+    def make(self):
+        optimizer = optax.sgd(0.05, momentum=0.9)
+        return fixture(mlp(dtype=jnp.float64), optimizer, data(dtype=np.float64), learning_rate=0.05)
+
+    def test_buckets_are_float64(self):
+        layout = self.make().adapter.layout
+        assert (layout.bucket_dtype, layout.nbytes) == ("float64", 8 * layout.total)
 
 
 def own_step(donate):

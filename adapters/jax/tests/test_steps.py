@@ -85,6 +85,7 @@ import jax
 jax.config.update("jax_enable_x64", True)
 import numpy as np, optax
 from hybridcore.plugins import load_framework, load_registry
+from hybridcore.tasks.precision import in_float64
 from hybridcore_jax import JaxAdapter
 rng = np.random.default_rng(0)
 x, y, w = rng.standard_normal((20, 3)), rng.standard_normal(20), rng.standard_normal(3)
@@ -96,11 +97,11 @@ for _ in range(50):
     m = 0.9 * m + 2 * x.T @ r / 20
     assert abs(adapter.train_step((x, y)).loss - np.mean(r * r)) < 1e-13
     w = w - 0.1 * m
-assert adapter.layout.params[0].dtype == "float64" and adapter.read_params()[0].dtype == np.float32
+assert adapter.layout.params[0].dtype == "float64" and adapter.read_params()[0].dtype == np.float64
 assert abs(np.asarray(adapter.params["w"]) - w).max() < 1e-13
 for name in ("quadratic", "logistic"):
     cls = load_registry().get("task", name)
-    problems = [cls(cls.Config(optimizer="adam")).problem(1) for _ in range(2)]
+    problems = [in_float64(cls(cls.Config(optimizer="adam")).problem(1)) for _ in range(2)]
     runs = [load_framework(f).build(p, "cpu") for f, p in zip(("numpy", "jax"), problems)]
     for _ in range(40):
         one, two = (run.adapter.train_step(next(run.batches)) for run in runs)

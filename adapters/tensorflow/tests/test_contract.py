@@ -16,7 +16,8 @@ layers = keras.layers
 
 
 def cross_entropy(model, batch, training=False):
-    logits = tf.cast(model(batch[0], training=training), tf.float32)
+    logits = model(batch[0], training=training)
+    logits = logits if logits.dtype == tf.float64 else tf.cast(logits, tf.float32)
     return tf.nn.sparse_softmax_cross_entropy_with_logits(batch[1], logits)
 
 
@@ -190,6 +191,20 @@ class TestMixedDtypes(Contract):
         layout = self.make().adapter.layout
         assert layout.bucket_sizes == (36, 15, 56)
         assert [p.dtype for p in layout.params] == ["bfloat16"] * 2 + ["float32"] * 2 + ["float64"] * 2
+
+
+class TestFloat64(Contract):
+    """F62: buckets, and all that is done with them, have the precision of the weights."""
+
+    def build(self):
+        return mlp("float64"), keras.optimizers.SGD(0.05, momentum=0.9), plain, {}
+
+    def batches(self):
+        return [(x.astype(np.float64), y) for x, y in data()]
+
+    def test_buckets_are_float64(self):
+        layout = self.make().adapter.layout
+        assert (layout.bucket_dtype, layout.nbytes) == ("float64", 8 * layout.total)
 
 
 class TestMixedPrecision(Contract):

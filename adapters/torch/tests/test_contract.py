@@ -15,7 +15,9 @@ from hybridcore_torch.parameters import plain_name, unwrap
 
 
 def cross_entropy(model, batch):
-    return F.cross_entropy(model(batch[0]).float(), batch[1], reduction="none")
+    logits = model(batch[0])
+    wide = torch.promote_types(logits.dtype, torch.float32)
+    return F.cross_entropy(logits.to(wide), batch[1], reduction="none")
 
 
 def mlp():
@@ -170,6 +172,19 @@ class TestBfloat16(Base):
         return fixture(model, torch.optim.SGD(model.parameters(), lr=0.5), data(dtype=torch.bfloat16))
 
 
+class TestFloat64(Base):
+    """F62: buckets, and all that is done with them, have the precision of the weights."""
+
+    def make(self):
+        model = self.model().double()
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
+        return fixture(model, optimizer, data(dtype=torch.float64), max_grad_norm=1.0)
+
+    def test_buckets_are_float64(self):
+        layout = self.make().adapter.layout
+        assert (layout.bucket_dtype, layout.nbytes) == ("float64", 8 * layout.total)
+
+
 class TestMixedDtypes(AdapterContract):
     """Float64 body, float32 head, transposed (non-contiguous) weight: two buckets."""
 
@@ -194,6 +209,7 @@ class TestMixedDtypes(AdapterContract):
         layout = self.make().adapter.layout
         assert layout.bucket_sizes == (27, 56)
         assert {p.dtype for p in layout.params} == {"float32", "float64"}
+        assert layout.bucket_dtype == "float32"
 
 
 class TestCompiled(Base):

@@ -213,7 +213,7 @@ class JaxAdapter:
     # Weights
 
     def read_params(self, out: Buckets | None = None) -> Buckets:
-        """Copy of the weights as fresh float32 buckets; `out` is not used, arrays are immutable."""
+        """Copy of the weights as fresh buckets; `out` is not used, arrays are immutable."""
         return self._store.read(self._leaves())
 
     def add_params(self, into: Buckets, weight: float = 1.0, decay: float = 1.0) -> Buckets:

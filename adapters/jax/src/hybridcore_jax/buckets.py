@@ -1,4 +1,4 @@
-"""Bulk transfer between a tree of parameters and flat float32 buckets, compiled once."""
+"""Bulk transfer between a tree of parameters and flat buckets, compiled once."""
 
 from __future__ import annotations
 
@@ -37,6 +37,7 @@ class BucketStore:
 
     def __init__(self, plan: Plan) -> None:
         self.plan, self.layout = plan, plan.layout
+        self._dtype = jnp.dtype(plan.layout.bucket_dtype)
         members = [
             [i for i, p in enumerate(self.layout.params) if p.bucket == b]
             for b in range(len(self.layout.bucket_sizes))
@@ -85,7 +86,7 @@ class BucketStore:
     def read(self, leaves: Leaves) -> Buckets:
         """Fresh buckets with the parameters."""
         pieces = self.pieces(leaves)
-        return tuple(_read([pieces[i] for i in rows]) for rows in self._members)
+        return tuple(_read(self._dtype, [pieces[i] for i in rows]) for rows in self._members)
 
     def add(self, into: Buckets, leaves: Leaves, weight: float, decay: float) -> Buckets:
         """``decay * into + weight * params`` in one pass, in the memory of `into`, which is gone afterwards.
@@ -96,7 +97,7 @@ class BucketStore:
         pieces = self.pieces(leaves)
         into = self.accept(into, "into", pieces)
         return tuple(
-            _add(old, [pieces[i] for i in rows], weight, decay)
+            _add(self._dtype, old, [pieces[i] for i in rows], weight, decay)
             for old, rows in zip(into, self._members, strict=True)
         )
 
@@ -144,7 +145,7 @@ class BucketStore:
         return self.replaced(leaves, pieces)
 
     def accept(self, buckets: Buckets, where: str, pieces: Leaves) -> Buckets:
-        """Float32 buckets on the right devices from anything of the right shapes.
+        """Buckets of the layout's dtype on the right devices from anything of the right shapes.
 
         Raises:
             DeltaError: Number or sizes differ, or they are no arrays.
@@ -153,9 +154,9 @@ class BucketStore:
         accepted = []
         for bucket, rows in zip(buckets, self._members, strict=True):
             device = next(iter(pieces[rows[0]].devices()))
-            if not isinstance(bucket, jax.Array) or bucket.dtype != jnp.float32:
+            if not isinstance(bucket, jax.Array) or bucket.dtype != self._dtype:
                 try:
-                    bucket = jnp.asarray(bucket, jnp.float32)
+                    bucket = jnp.asarray(bucket, self._dtype)
                 except (TypeError, ValueError) as error:
                     raise DeltaError(
                         "buckets are not arrays that JAX can take",
@@ -170,20 +171,21 @@ class BucketStore:
         return tuple(accepted)
 
 
-def _flat(pieces: Sequence[Any]) -> Any:
-    return jnp.concatenate([jnp.ravel(x).astype(jnp.float32) for x in pieces])
+def _flat(dtype: Any, pieces: Sequence[Any]) -> Any:
+    return jnp.concatenate([jnp.ravel(x).astype(dtype) for x in pieces])
 
 
-@jax.jit
-def _read(pieces: Sequence[Any]) -> Any:
+@partial(jax.jit, static_argnums=0)
+def _read(dtype: Any, pieces: Sequence[Any]) -> Any:
     # Without the copy a single flat parameter would be handed out itself, and donating it would delete both.
-    return jnp.copy(_flat(pieces)) if len(pieces) == 1 else _flat(pieces)
+    flat = _flat(dtype, pieces)
+    return jnp.copy(flat) if len(pieces) == 1 else flat
 
 
-@partial(jax.jit, donate_argnums=0)
-def _add(into: Any, pieces: Sequence[Any], weight: Any, decay: Any) -> Any:
+@partial(jax.jit, static_argnums=0, donate_argnums=1)
+def _add(dtype: Any, into: Any, pieces: Sequence[Any], weight: Any, decay: Any) -> Any:
     kept = jnp.where(decay == 0.0, 0.0, decay * into)  # NaN in a bucket to be overwritten must not stay
-    return kept + weight * _flat(pieces)
+    return kept + weight * _flat(dtype, pieces)
 
 
 @partial(jax.jit, static_argnums=0)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from hybridcore.errors import TaskError
 from hybridcore.protocols import API_VERSION, Problem, TaskRun
 from hybridcore.tasks.batches import ConvertedBatches
+from hybridcore.tasks.quadratic import noisy_batches
 
 if TYPE_CHECKING:
     import jax
@@ -40,7 +41,8 @@ class JaxFramework:
         """Model, optimizer, schedule and data of a built-in problem.
 
         Raises:
-            TaskError: The model, the optimizer, the schedule or the device is unknown.
+            TaskError: The model, the optimizer, the schedule or the device is unknown, or the weights are
+                float64 and JAX has double precision switched off.
         """
         import optax
 
@@ -48,7 +50,6 @@ class JaxFramework:
         from hybridcore_jax.batches import to_device
         from hybridcore_jax.interfaces.base import PureModel
         from hybridcore_jax.models import build_model
-        from hybridcore_jax.models.quadratic import noisy_batches
         from hybridcore_jax.optimizers import build_optimizer, build_schedule
 
         place = self._device(device)

@@ -123,10 +123,11 @@ def _scaled(state: Any, gradients: Any) -> Any:
     dot = squares_m = squares_g = jnp.zeros((), jnp.float32)
     for node in find_nodes(state, _is_velocity):
         for m, g in _pairs(node.trace, gradients):
-            m, g = m.astype(jnp.float32), g.astype(jnp.float32)
-            dot += jnp.vdot(m, g)
-            squares_m += jnp.vdot(m, m)
-            squares_g += jnp.vdot(g, g)
+            wide = jnp.promote_types(m.dtype, jnp.float32)
+            m, g = m.astype(wide), g.astype(wide)
+            dot = dot + jnp.vdot(m, g)
+            squares_m = squares_m + jnp.vdot(m, m)
+            squares_g = squares_g + jnp.vdot(g, g)
     size = jnp.sqrt(squares_m) * jnp.sqrt(squares_g)
     cosine = jnp.clip(dot / jnp.maximum(size, np.finfo(np.float32).tiny), 0.0, 1.0)
 

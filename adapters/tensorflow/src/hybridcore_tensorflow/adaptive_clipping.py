@@ -41,13 +41,16 @@ def clip_unit(gradient: Any, variable: Any, axis: int, ratio: Any) -> Any:
         ratio: Largest norm of a gradient over the norm of its weights; scalar tensor.
     """
     dense = tf.convert_to_tensor(gradient)
-    ratio = tf.cast(ratio, tf.float32)
-    limit = ratio * tf.maximum(_unit_norm(components(variable)[0], axis), FLOOR)
+    limit = tf.cast(ratio, _wide(dense)) * tf.maximum(_unit_norm(components(variable)[0], axis), FLOOR)
     size = _unit_norm(dense, axis)
     return dense * tf.cast(tf.where(size > limit, limit / size, tf.ones_like(size)), dense.dtype)
 
 
+def _wide(tensor: Any) -> Any:
+    return tf.float64 if tensor.dtype == tf.float64 else tf.float32
+
+
 def _unit_norm(tensor: Any, axis: int) -> Any:
-    rank, wide = len(tensor.shape), tf.cast(tensor, tf.float32)
+    rank, wide = len(tensor.shape), tf.cast(tensor, _wide(tensor))
     axes = [i for i in range(rank) if rank < 2 or i != axis % rank]
     return tf.sqrt(tf.reduce_sum(wide * wide, axis=axes, keepdims=True))

@@ -27,7 +27,7 @@ logger = logging.getLogger("hybridcore")
 
 
 class ArrayBridge(Protocol):
-    """Moves flat float32 vectors between TensorFlow and an array namespace."""
+    """Moves flat vectors between TensorFlow and an array namespace."""
 
     xp: ModuleType
 
@@ -43,12 +43,12 @@ class ArrayBridge(Protocol):
         """Overwrite an array with the tensor's values."""
         ...
 
-    def fits(self, array: Any, size: int) -> bool:
-        """Whether an array is a writable float32 vector of this size in the right memory."""
+    def fits(self, array: Any, size: int, dtype: str = "float32") -> bool:
+        """Whether an array is a writable vector of this size and dtype in the right memory."""
         ...
 
-    def tensor(self, array: Any) -> Any:
-        """Float32 tensor of an array's values; never written through."""
+    def tensor(self, array: Any, dtype: str = "float32") -> Any:
+        """Tensor of this dtype with an array's values; never written through."""
         ...
 
 
@@ -64,22 +64,22 @@ class NumpyBridge:
 
     def copy(self, tensor: Any) -> Any:
         """Array of its own."""
-        return np.array(self.view(tensor), dtype=np.float32)
+        return np.array(self.view(tensor))
 
     def copy_into(self, target: Any, tensor: Any) -> None:
         """Overwrite an array with the tensor's values."""
         np.copyto(target, self.view(tensor))
 
-    def fits(self, array: Any, size: int) -> bool:
-        """Whether it is a writable float32 vector of this size."""
+    def fits(self, array: Any, size: int, dtype: str = "float32") -> bool:
+        """Whether it is a writable vector of this size and dtype."""
         return (
             isinstance(array, np.ndarray)
             and array.shape == (size,)
-            and array.dtype == np.float32
+            and array.dtype == np.dtype(dtype)
             and array.flags.writeable
         )
 
-    def tensor(self, array: Any) -> Any:
+    def tensor(self, array: Any, dtype: str = "float32") -> Any:
         """Copy of the array as a tensor.
 
         Raises:
@@ -87,7 +87,7 @@ class NumpyBridge:
         """
         try:
             host = array.get() if hasattr(array, "get") else array
-            return tf.convert_to_tensor(np.asarray(host, dtype=np.float32))
+            return tf.convert_to_tensor(np.asarray(host, dtype=dtype))
         except (TypeError, ValueError, RuntimeError) as error:
             raise _no_array(array) from error
 
@@ -116,19 +116,18 @@ class CupyBridge:
         """Overwrite an array with the tensor's values."""
         target[...] = self.view(tensor)
 
-    def fits(self, array: Any, size: int) -> bool:
-        """Whether it is a float32 vector of this size on a GPU."""
-        cupy = self._cupy
-        return isinstance(array, cupy.ndarray) and array.shape == (size,) and array.dtype == cupy.float32
+    def fits(self, array: Any, size: int, dtype: str = "float32") -> bool:
+        """Whether it is a vector of this size and dtype on a GPU."""
+        return isinstance(array, self._cupy.ndarray) and array.shape == (size,) and array.dtype == dtype
 
-    def tensor(self, array: Any) -> Any:
+    def tensor(self, array: Any, dtype: str = "float32") -> Any:
         """Tensor with a copy of the array's values.
 
         Raises:
             DeltaError: It is no array that CuPy can take.
         """
         try:
-            copied = self._cupy.array(array, dtype=self._cupy.float32, copy=True)
+            copied = self._cupy.array(array, dtype=dtype, copy=True)
             self._cupy.cuda.get_current_stream().synchronize()
             return tf.experimental.dlpack.from_dlpack(copied.toDlpack())
         except (TypeError, ValueError, RuntimeError) as error:

@@ -1,4 +1,4 @@
-"""Bulk transfer between a model's variables and flat float32 buckets, one graph call each way."""
+"""Bulk transfer between a model's variables and flat buckets, one graph call each way."""
 
 from __future__ import annotations
 
@@ -29,14 +29,15 @@ class BucketStore:
 
     def __init__(self, layout: ParamLayout, variables: Sequence[Any], bridge: ArrayBridge) -> None:
         self.layout, self._bridge = layout, bridge
+        self._dtype = tf.as_dtype(layout.bucket_dtype)
         self._parts = [components(v) for v in variables]
         self._members = [
             [i for i, p in enumerate(layout.params) if p.bucket == bucket]
             for bucket in range(len(layout.bucket_sizes))
         ]
         self._groups = tuple(ParamGroup)
-        vectors = [tf.TensorSpec((n,), tf.float32) for n in layout.bucket_sizes]
-        factors = tf.TensorSpec((len(self._groups),), tf.float32)
+        vectors = [tf.TensorSpec((n,), self._dtype) for n in layout.bucket_sizes]
+        factors = tf.TensorSpec((len(self._groups),), tf.float64)
         self._gather = tf.function(self._gathered, input_signature=[], autograph=False)
         self._set = tf.function(self._written, input_signature=[vectors], autograph=False)
         self._shift = tf.function(self._shifted, input_signature=[vectors, factors], autograph=False)
@@ -48,7 +49,7 @@ class BucketStore:
 
     def _gathered(self) -> list[Any]:
         return [
-            tf.concat([tf.cast(tf.reshape(self._parts[i][0], (-1,)), tf.float32) for i in members], 0)
+            tf.concat([tf.cast(tf.reshape(self._parts[i][0], (-1,)), self._dtype) for i in members], 0)
             for members in self._members
         ]
 
@@ -68,11 +69,11 @@ class BucketStore:
             factor = factors[self._groups.index(self.layout.params[index].group)]
             value = self._cut(vectors, index)
             # Half precision: multiplied in float32, rounded once.
-            wide = tf.cast(factor, tf.float64) * tf.cast(value, tf.float64) if dtype == tf.float64 else None
-            step = wide if wide is not None else tf.cast(factor * value, dtype)
+            wide = tf.float64 if dtype == tf.float64 else tf.float32
+            step = tf.cast(factor, wide) * tf.cast(value, wide)
             for part in parts:
                 if dtype.size < 4:
-                    part.assign(tf.cast(tf.cast(part, tf.float32) + factor * value, dtype))
+                    part.assign(tf.cast(tf.cast(part, wide) + step, dtype))
                 else:
                     part.assign_add(step)
 
@@ -97,7 +98,7 @@ class BucketStore:
             DeltaError: The buckets do not fit the layout.
         """
         self.layout.check(buckets, where="directions")
-        return [self._bridge.tensor(b) for b in buckets]
+        return [self._bridge.tensor(b, self._dtype.name) for b in buckets]
 
     def read(self, out: Buckets | None = None) -> Buckets:
         """Copy the variables into `out`, or into new buckets where it does not fit."""
@@ -116,7 +117,7 @@ class BucketStore:
         """
         self.layout.check(into, "into")
         if not self._fit(into):
-            into = tuple(self._bridge.copy(self._bridge.tensor(b)) for b in into)
+            into = tuple(self._bridge.copy(self._bridge.tensor(b, self._dtype.name)) for b in into)
         for target, vector in zip(into, self._gather(), strict=True):
             values = self._bridge.view(vector)
             if weight == 1.0 and decay == -1.0:
@@ -140,7 +141,7 @@ class BucketStore:
             DeltaError: The buckets do not fit the layout.
         """
         self.layout.check(buckets)
-        self._set([self._bridge.tensor(b) for b in buckets])
+        self._set([self._bridge.tensor(b, self._dtype.name) for b in buckets])
 
     def apply(self, deltas: Buckets, scale: float, groups: Mapping[ParamGroup, float] | None) -> None:
         """Add ``scale * groups[g] * delta`` to the variables of each group g.
@@ -150,7 +151,9 @@ class BucketStore:
         """
         self.layout.check(deltas, where="deltas")
         factors = [scale * (groups.get(g, 1.0) if groups else 1.0) for g in self._groups]
-        self._shift([self._bridge.tensor(b) for b in deltas], tf.constant(factors, tf.float32))
+        self._shift(
+            [self._bridge.tensor(b, self._dtype.name) for b in deltas], tf.constant(factors, tf.float64)
+        )
 
     def save(self) -> list[Any]:
         """Copies of the variables in their own dtypes."""
@@ -162,4 +165,6 @@ class BucketStore:
 
     def _fit(self, buckets: Buckets) -> bool:
         sizes = self.layout.bucket_sizes
-        return len(buckets) == len(sizes) and all(map(self._bridge.fits, buckets, sizes))
+        return len(buckets) == len(sizes) and all(
+            self._bridge.fits(b, n, self._dtype.name) for b, n in zip(buckets, sizes, strict=True)
+        )

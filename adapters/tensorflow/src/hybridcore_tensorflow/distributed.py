@@ -11,7 +11,7 @@ import tensorflow as tf
 from hybridcore.errors import BatchError, ModelError
 from hybridcore.protocols import StepResult
 from hybridcore_tensorflow.batches import as_tensors, describe, n_examples, split
-from hybridcore_tensorflow.hook import UpdateHook
+from hybridcore_tensorflow.hook import UpdateHook, widened
 from hybridcore_tensorflow.losses import LossCaller, batch_errors
 from hybridcore_tensorflow.snapshot import VariableSet
 from hybridcore_tensorflow.variables import raw
@@ -125,7 +125,7 @@ class DistributedRunner:
         whole = [None if g is None else next(reduced) for g in gradients]
         if self._hook.unit_ratio is not None:
             whole = self._hook.clip_units(whole, self._trained)
-        norm = tf.linalg.global_norm([tf.cast(g, tf.float32) for g in whole if g is not None])
+        norm = tf.linalg.global_norm(widened([g for g in whole if g is not None]))
         if self._limit is not None:
             factor = tf.minimum(1.0, self._limit / tf.maximum(norm, 1e-30))
             whole = [None if g is None else g * tf.cast(factor, g.dtype) for g in whole]

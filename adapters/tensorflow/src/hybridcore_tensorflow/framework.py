@@ -9,6 +9,7 @@ from typing import Any
 from hybridcore.errors import TaskError
 from hybridcore.protocols import API_VERSION, Problem, TaskRun
 from hybridcore.tasks.batches import ConvertedBatches
+from hybridcore.tasks.quadratic import noisy_batches
 from hybridcore_tensorflow.installed import require_tensorflow
 
 __all__ = ["FRAMEWORK", "TensorFlowFramework"]
@@ -37,11 +38,12 @@ class TensorFlowFramework:
             TaskError: The model, the optimizer, the schedule or the device is unknown.
         """
         require_tensorflow()
+        import numpy as np
         import tensorflow as tf
 
         from hybridcore_tensorflow.adapter import TensorFlowAdapter
         from hybridcore_tensorflow.models import build_model
-        from hybridcore_tensorflow.models.quadratic import noisy_batches
+        from hybridcore_tensorflow.models.precision import floats
         from hybridcore_tensorflow.optimizers import build_optimizer
 
         if device not in self.devices():
@@ -54,12 +56,14 @@ class TensorFlowFramework:
             )
         with tf.device("/CPU:0" if device == "cpu" else device):
             built = build_model(problem)
-            adapter = TensorFlowAdapter(
-                built.model,
-                build_optimizer(problem.optimizer, built.double),
-                built.loss_fn,
-                residual_fn=built.residual_fn,
-            )
+            double = any(array.dtype == np.float64 for array in problem.weights.values())
+            with floats("float64" if double else "float32"):  # Keras rounds the learning rate to it
+                adapter = TensorFlowAdapter(
+                    built.model,
+                    build_optimizer(problem.optimizer),
+                    built.loss_fn,
+                    residual_fn=built.residual_fn,
+                )
             validation = [_tensors(batch) for batch in problem.validation]
             probes = tuple(_tensors(batch) for batch in problem.probes)
         batches = problem.batches()

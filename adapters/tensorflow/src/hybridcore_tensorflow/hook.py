@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import keras
@@ -13,7 +13,7 @@ from hybridcore_tensorflow.adaptive_clipping import clip_unit
 from hybridcore_tensorflow.jump_rules import has_velocity, inner, scale_rated_velocity, scale_velocity
 from hybridcore_tensorflow.variables import components, raw
 
-__all__ = ["UpdateHook"]
+__all__ = ["UpdateHook", "widened"]
 
 
 class UpdateHook:
@@ -50,9 +50,13 @@ class UpdateHook:
             self._pending = tf.Variable(False, trainable=False, name="hybridcore_pending")
             self._veto = tf.Variable(False, trainable=False, name="hybridcore_veto")
             self.updates = tf.Variable(0, dtype=tf.int64, trainable=False, name="hybridcore_updates")
-            self.report = tf.Variable([math.nan, math.nan], trainable=False, name="hybridcore_report")
-            self.rate_factor = tf.Variable(1.0, trainable=False, name="hybridcore_rate_factor")
-            self._ratio = tf.Variable(0.0, trainable=False, name="hybridcore_unit_ratio")
+            self.report = tf.Variable(
+                [math.nan, math.nan], dtype=tf.float64, trainable=False, name="hybridcore_report"
+            )
+            self.rate_factor = tf.Variable(
+                1.0, dtype=tf.float64, trainable=False, name="hybridcore_rate_factor"
+            )
+            self._ratio = tf.Variable(0.0, dtype=tf.float64, trainable=False, name="hybridcore_unit_ratio")
         self._axes = dict(axes or {})
         self.unit_ratio: float | None = None
         self._waiting = False
@@ -131,9 +135,9 @@ class UpdateHook:
 
     def _on_scale(self, loss: Any) -> Any:
         if not tf.distribute.has_strategy():
-            value = tf.cast(loss, tf.float32)
+            value = tf.cast(loss, tf.float64)
             self._veto.assign(tf.logical_not(tf.math.is_finite(value)))
-            self.report.assign(tf.stack([value, math.nan]))
+            self.report.assign(tf.stack([value, tf.constant(math.nan, tf.float64)]))
         return self._scale(loss)
 
     def _on_apply(self, grads: Any, trainable_variables: Any = None) -> None:
@@ -146,7 +150,7 @@ class UpdateHook:
         if self.unit_ratio is not None:
             grads = self.clip_units(grads, variables)
         factor = self._inner.loss_scale_factor or 1.0
-        norm = tf.linalg.global_norm([_wide(g) for g in grads if g is not None]) / factor
+        norm = tf.linalg.global_norm(widened([g for g in grads if g is not None])) / factor
         finite = tf.logical_and(tf.math.is_finite(norm), tf.logical_not(self._veto))
         if self._limit is not None:
             share = tf.minimum(1.0, self._limit / tf.maximum(norm, 1e-30))
@@ -161,7 +165,7 @@ class UpdateHook:
 
         tf.cond(finite, update, lambda: self.updates.read_value())
         self._veto.assign(False)
-        self.report.assign(tf.stack([self.report[0], norm]))
+        self.report.assign(tf.stack([self.report[0], tf.cast(norm, tf.float64)]))
 
     def _rescale(self, gradients: Any, variables: Any) -> Any:
         scale_velocity(self._outer, gradients, variables)
@@ -169,9 +173,11 @@ class UpdateHook:
         return tf.constant(0)
 
 
-def _wide(gradient: Any) -> Any:
-    values = gradient.values if isinstance(gradient, tf.IndexedSlices) else gradient
-    return tf.cast(values, tf.float32)
+def widened(gradients: Sequence[Any]) -> list[Any]:
+    """The numbers of gradients in float32, or in float64 where one is."""
+    values = [g.values if isinstance(g, tf.IndexedSlices) else g for g in gradients]
+    wide = tf.float64 if any(v.dtype == tf.float64 for v in values) else tf.float32
+    return [tf.cast(v, wide) for v in values]
 
 
 def _times(gradient: Any, factor: Any) -> Any:

@@ -54,18 +54,20 @@ def scale_velocity(optimizer: Any, gradients: Sequence[Any], variables: Sequence
     """
     velocities, sign = _velocities(optimizer)
     kernel = inner(optimizer)
-    rows = [
-        (components(velocities[kernel._get_variable_index(v)]), tf.cast(tf.convert_to_tensor(g), tf.float32))
+    pairs = [
+        (components(velocities[kernel._get_variable_index(v)]), tf.convert_to_tensor(g))
         for g, v in zip(gradients, variables, strict=True)
         if g is not None and velocities
     ]
-    if not rows:
+    if not pairs:
         return
+    wide = tf.float64 if any(g.dtype == tf.float64 for _, g in pairs) else tf.float32
+    rows = [(parts, tf.cast(g, wide)) for parts, g in pairs]
 
     def total(values: Any) -> Any:
         return tf.add_n([tf.reduce_sum(value) for value in values])
 
-    current = [tf.cast(parts[0].read_value(), tf.float32) for parts, _ in rows]
+    current = [tf.cast(parts[0].read_value(), wide) for parts, _ in rows]
     fresh = [sign * g for _, g in rows]
     dot = total(m * g for m, g in zip(current, fresh, strict=True))
     squares = total(m * m for m in current) * total(g * g for g in fresh)

@@ -156,18 +156,17 @@ class SpecSchedule(keras.optimizers.schedules.LearningRateSchedule):
         return spec.learning_rate * factor
 
 
-def build_optimizer(spec: OptimizerSpec, double: bool = False) -> keras.optimizers.Optimizer:
+def build_optimizer(spec: OptimizerSpec) -> keras.optimizers.Optimizer:
     """The optimizer of `spec`, its schedule inside.
 
     Args:
         spec: Name, rates, schedule.
-        double: The weights are float64: the rate is too, which Keras would round to float32.
 
     Raises:
         TaskError: The name of the optimizer or the schedule is unknown.
     """
     schedule = SpecSchedule(spec)
-    plain = spec.schedule == "constant" and not spec.warmup_steps and not double
+    plain = spec.schedule == "constant" and not spec.warmup_steps
     rate = spec.learning_rate if plain else schedule
     if spec.name in {"sgd", "momentum"}:
         return SpecSgd(rate, spec.momentum if spec.name == "momentum" else 0.0, spec.weight_decay)

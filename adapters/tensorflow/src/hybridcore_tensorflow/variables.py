@@ -89,7 +89,7 @@ def collect(model: Any, optimizer: Any) -> Variables:
 
     Raises:
         ModelError: The model is of another kind, not built, or has nothing that the optimizer trains; or
-            its variables cannot be represented in float32 buckets on one device.
+            its variables cannot be represented in buckets on one device.
     """
     require_keras_backend()
     found, owners = _named(model)

@@ -146,11 +146,11 @@ class TorchAdapter:
     # Weights
 
     def read_params(self, out: Buckets | None = None) -> Buckets:
-        """Copy of the weights as float32 buckets; see `hybridcore.protocols.Adapter`."""
+        """Copy of the weights as buckets; see `hybridcore.protocols.Adapter`."""
         return self._store.read(out)
 
     def add_params(self, into: Buckets, weight: float = 1.0, decay: float = 1.0) -> Buckets:
-        """``decay * into + weight * params``, in place where `into` is a fitting float32 bucket.
+        """``decay * into + weight * params``, in place where `into` fits.
 
         Raises:
             DeltaError: `into` does not fit the layout.

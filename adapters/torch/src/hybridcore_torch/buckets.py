@@ -1,4 +1,4 @@
-"""Bulk transfer between a model's parameters and flat float32 buckets."""
+"""Bulk transfer between a model's parameters and flat buckets."""
 
 from __future__ import annotations
 
@@ -45,7 +45,8 @@ class BucketStore:
         self._addresses: list[int] = []
         self._aliases: Tensors = []
         self._shapes: list[torch.Size | None] = []
-        self._float32 = all(p.dtype == "float32" for p in layout.params)
+        self._dtype: torch.dtype = getattr(torch, layout.bucket_dtype)
+        self._same_dtype = all(p.dtype == layout.bucket_dtype for p in layout.params)
         self._calls_are_cheap = len(self._params) <= max(FEW, layout.total // LARGE)
         self._token = object()
         self._devices = []
@@ -93,7 +94,7 @@ class BucketStore:
     def empty(self) -> Buckets:
         """Fresh buckets of undefined content."""
         pairs = zip(self.layout.bucket_sizes, self._devices, strict=True)
-        return tuple(torch.empty(n, dtype=torch.float32, device=d) for n, d in pairs)
+        return tuple(torch.empty(n, dtype=self._dtype, device=d) for n, d in pairs)
 
     def fits(self, buckets: Buckets | None) -> bool:
         """Whether `buckets` can be written in place."""
@@ -105,13 +106,13 @@ class BucketStore:
             isinstance(b, torch.Tensor)
             and b.ndim == 1
             and b.shape[0] == n
-            and b.dtype == torch.float32
+            and b.dtype == self._dtype
             and b.device == d
             for b, n, d in zip(buckets, self.layout.bucket_sizes, self._devices, strict=True)
         )
 
     def accept(self, buckets: Buckets, where: str) -> Buckets:
-        """Float32 buckets on the right devices from anything of the right shapes.
+        """Buckets of the layout's dtype on the right devices from anything of the right shapes.
 
         Raises:
             DeltaError: Number or sizes differ.
@@ -121,7 +122,7 @@ class BucketStore:
         self.layout.check(buckets, where)
         try:
             return tuple(
-                torch.as_tensor(b).detach().to(device=d, dtype=torch.float32)
+                torch.as_tensor(b).detach().to(device=d, dtype=self._dtype)
                 for b, d in zip(buckets, self._devices, strict=True)
             )
         except (TypeError, ValueError, RuntimeError) as error:
@@ -170,9 +171,9 @@ class BucketStore:
             torch._foreach_copy_(views, params)
             if weight != 1.0:
                 _scale(into, weight)
-        elif self._float32 and decay == 1.0 - weight:
+        elif self._same_dtype and decay == 1.0 - weight:
             torch._foreach_lerp_(views, params, weight)
-        elif self._float32 and weight == 1.0 and decay == -1.0 and self._calls_are_cheap:
+        elif self._same_dtype and weight == 1.0 and decay == -1.0 and self._calls_are_cheap:
             for view, param in zip(views, params, strict=True):  # one pass instead of two
                 torch.sub(param.detach(), view, out=view)
         else:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from hybridcore.errors import TaskError
 from hybridcore.protocols import API_VERSION, OptimizerSpec, Problem, TaskRun
 from hybridcore.tasks.batches import ConvertedBatches
+from hybridcore.tasks.quadratic import noisy_batches
 
 if TYPE_CHECKING:
     pass
@@ -71,10 +72,13 @@ class TorchFramework:
         adapter = TorchAdapter(
             built.model, optimizer, built.loss_fn, scheduler=schedule, residual_fn=built.residual_fn
         )
+        batches = problem.batches()
+        if problem.model == "quadratic":
+            batches = noisy_batches(problem.shape, batches)
         validation = [to_device(batch, place) for batch in problem.validation]
         return TaskRun(
             adapter=adapter,
-            batches=ConvertedBatches(problem.batches(), partial(to_device, device=place)),
+            batches=ConvertedBatches(batches, partial(to_device, device=place)),
             probes=tuple(to_device(batch, place) for batch in problem.probes),
             evaluate=lambda: built.evaluate(built.model, validation),
             schedule_step=schedule.step if schedule is not None else None,

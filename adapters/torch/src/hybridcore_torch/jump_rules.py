@@ -44,8 +44,12 @@ def scale_velocity(optimizer: torch.optim.Optimizer) -> None:
     velocities = [m for _, m, _ in rows]
     gradients = [-g.to(m.dtype) if up else g.to(m.dtype) for g, m, up in rows]
 
+    wide = torch.float32
+    for velocity in velocities:
+        wide = torch.promote_types(wide, velocity.dtype)
+
     def total(tensors: Any) -> torch.Tensor:
-        return torch.stack([t.sum(dtype=torch.float32).to(device) for t in tensors]).sum()
+        return torch.stack([t.sum(dtype=wide).to(device) for t in tensors]).sum()
 
     dot = total(torch._foreach_mul(velocities, gradients))
     squares = total(torch._foreach_mul(velocities, velocities)) * total(

@@ -49,7 +49,7 @@ def collect(
         The layout and the parameters in the same order.
 
     Raises:
-        ModelError: Nothing is left to train, or a parameter cannot be represented in float32 buckets.
+        ModelError: Nothing is left to train, or a parameter cannot be represented in buckets.
     """
     base = unwrap(model)
     named = {plain_name(n): p for n, p in base.named_parameters()}

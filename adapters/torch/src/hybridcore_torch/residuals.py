@@ -41,7 +41,7 @@ def linearise(
         residual_fn: ``residual_fn(model, batch)`` gives residuals (n,).
         batch: The batch.
         layout: Which parameters the directions change.
-        directions: k changes as float32 buckets.
+        directions: k changes as buckets.
     """
     call = _Residuals(model, residual_fn)
     parameters = dict(model.named_parameters())

@@ -227,7 +227,8 @@ class StepRunner:
             return loss.item(), self.last_norm if self._all_finite(gradients) else math.nan
         norm = _norm(gradients)
         if loss.is_cuda:
-            value, size = torch.stack((loss.float(), norm.to(loss.device).float())).tolist()
+            wide = torch.promote_types(torch.promote_types(loss.dtype, norm.dtype), torch.float32)
+            value, size = torch.stack((loss.to(wide), norm.to(loss.device, wide))).tolist()
         else:
             value, size = loss.item(), norm.item()
         if self._limit is not None and math.isfinite(size) and size > self._limit:

@@ -89,8 +89,9 @@ class SklearnAdapter:
     # Weights
 
     def read_params(self, out: Buckets | None = None) -> Buckets:
-        """Copy of the weights as float32 buckets."""
-        target = out if out is not None else tuple(np.empty(n, np.float32) for n in self.layout.bucket_sizes)
+        """Copy of the weights as buckets."""
+        dtype, sizes = self.layout.bucket_dtype, self.layout.bucket_sizes
+        target = out if out is not None else tuple(np.empty(n, dtype) for n in sizes)
         arrays = self._arrays()
         for p in self.layout.params:
             target[p.bucket][p.offset : p.stop] = arrays[p.name].reshape(-1)

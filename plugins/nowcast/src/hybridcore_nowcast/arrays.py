@@ -27,16 +27,16 @@ class Constants:
 
     def __init__(self, arrays: dict[str, NDArray[Any]]) -> None:
         self._arrays = arrays
-        self._made: dict[tuple[str, str], dict[str, Array]] = {}
+        self._made: dict[tuple[str, str, str], dict[str, Array]] = {}
 
     def beside(self, array: Array, xp: ModuleType) -> dict[str, Array]:
-        """All of them as float32 arrays of `xp` on the device of `array`; made once."""
+        """All of them as arrays of `xp` on the device of `array` and of its dtype; made once."""
         where = device(array)
-        key = (xp.__name__, str(where))
+        key = (xp.__name__, str(where), str(array.dtype))
         if key not in self._made:
             # Lists are the one form that every namespace takes.
             self._made[key] = {
-                name: xp.asarray(value.tolist(), dtype=xp.float32, device=where)
+                name: xp.asarray(value.tolist(), dtype=array.dtype, device=where)
                 for name, value in self._arrays.items()
             }
         return self._made[key]

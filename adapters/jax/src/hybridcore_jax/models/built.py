@@ -32,7 +32,6 @@ class BuiltModel(NamedTuple):
         random: Whether training draws random numbers.
         embeddings: Names of embedding tables.
         params: The parameters; empty until `load_weights`.
-        double: Whether float64 is used where JAX has it switched on.
         residual_fn: ``residual_fn(params, batch)`` gives residuals (n,) whose squares are the losses; None
             where the losses are no squares.
         trainable: Whether the parameter of a name is trained; None trains all.
@@ -45,7 +44,6 @@ class BuiltModel(NamedTuple):
     random: bool = False
     embeddings: tuple[str, ...] = ()
     params: Params = {}
-    double: bool = False
     residual_fn: Callable[..., Any] | None = None
     trainable: Callable[[str], bool] | None = None
 
@@ -113,10 +111,11 @@ def classification(
 
 
 def load_weights(built: BuiltModel, problem: Problem, device: Any) -> BuiltModel:
-    """The model with the problem's weights.
+    """The model with the problem's weights, and its state, in the weights' precision.
 
     Raises:
-        TaskError: A name is missing or left over, or a shape differs.
+        TaskError: A name is missing or left over, a shape differs, or the weights are float64 and JAX has
+            double precision switched off.
     """
     wanted, given = built.shapes, problem.weights
     mistakes = [f"no weight for {name}" for name in wanted.keys() - given.keys()]
@@ -134,6 +133,16 @@ def load_weights(built: BuiltModel, problem: Problem, device: Any) -> BuiltModel
             expected=f"the {len(wanted)} parameters of {problem.model!r}",
             fix="make names and shapes of problem.weights those of the model",
         )
-    wide = jnp.result_type(float) if built.double else np.float32
+    double = any(array.dtype == np.float64 for array in given.values())
+    if double and jnp.result_type(float) != np.float64:
+        raise TaskError(
+            "the run is to be in float64, which JAX has switched off",
+            where="run.dtype",
+            got="float64, with jax_enable_x64 = False",
+            expected="JAX with double precision",
+            fix='set the environment variable JAX_ENABLE_X64=1, or run.dtype = "float32"',
+        )
+    wide = np.float64 if double else np.float32
     params = {name: jax.device_put(np.array(given[name], wide), device) for name in wanted}
-    return built._replace(params=params, state=jax.device_put(built.state, device))
+    state = jax.tree.map(lambda x: x.astype(wide) if jnp.issubdtype(x.dtype, np.floating) else x, built.state)
+    return built._replace(params=params, state=jax.device_put(state, device))

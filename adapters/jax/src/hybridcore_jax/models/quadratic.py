@@ -11,13 +11,14 @@ import numpy as np
 
 from hybridcore_jax.models.built import BuiltModel, Params, evaluator
 
-__all__ = ["build_quadratic", "noisy_batches"]
+__all__ = ["build_quadratic"]
 
 
 def build_quadratic(shape: Mapping[str, Any]) -> BuiltModel:
     """``0.5 (w - w*)^T diag(h) (w - w*)`` of ``shape``: curvature h, optimum w*, noise.
 
-    With noise, training batches hold the numbers to be added to the gradient; see `noisy_batches`.
+    With noise, training batches hold the numbers to be added to the gradient; see
+    `hybridcore.tasks.quadratic.noisy_batches`.
     """
     curvature, optimum = np.asarray(shape["curvature"]), np.asarray(shape["optimum"])
     noisy = bool(shape["noise"])
@@ -37,14 +38,4 @@ def build_quadratic(shape: Mapping[str, Any]) -> BuiltModel:
         },
         lambda totals: {"loss": totals["loss"] / totals["count"]},
     )
-    return BuiltModel({"w": optimum.shape}, loss_fn, evaluate, double=True)
-
-
-def noisy_batches(shape: Mapping[str, Any], batches: Any) -> Any:
-    """Batches with the gradient noise of each step, in the order in which the NumPy adapter draws it."""
-    if not shape["noise"]:
-        yield from batches
-        return
-    size, rng = np.asarray(shape["optimum"]).shape, shape["rng"]
-    for _ in batches:
-        yield (shape["noise"] * rng.standard_normal(size),)
+    return BuiltModel({"w": optimum.shape}, loss_fn, evaluate)

@@ -31,4 +31,4 @@ def build_softmax(shape: Mapping[str, Any]) -> BuiltModel:
         return {"loss": losses.sum(), "count": jnp.asarray(losses.size)}
 
     mean = evaluator(sums, lambda totals: {"loss": totals["loss"] / totals["count"]})
-    return BuiltModel({"weight": (classes, features), "bias": (classes,)}, _loss, mean, double=True)
+    return BuiltModel({"weight": (classes, features), "bias": (classes,)}, _loss, mean)

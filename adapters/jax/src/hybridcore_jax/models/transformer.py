@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -32,11 +33,22 @@ def _norm(params: Params, name: str, stream: jax.Array) -> jax.Array:
     return centred * jax.lax.rsqrt(variance + EPSILON) * params[f"{name}.weight"] + params[f"{name}.bias"]
 
 
+def _mixed(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
+    """Causal attention of heads, each (n, context, heads, size), in the precision of its inputs.
+
+    `jax.nn.dot_product_attention` takes its softmax in float32, whatever the inputs are.
+    """
+    scores = jnp.einsum("nqhs,nkhs->nhqk", query, key) / math.sqrt(query.shape[-1])
+    seen = jnp.tril(jnp.ones(scores.shape[-2:], bool))
+    weights = jax.nn.softmax(jnp.where(seen, scores, -jnp.inf), axis=-1)
+    return jnp.einsum("nhqk,nkhs->nqhs", weights, value)
+
+
 def _attention(params: Params, name: str, inputs: jax.Array, heads: int, layer: Layer) -> jax.Array:
     """Causal multi-head self-attention of inputs (n, context, width)."""
     n, context, width = inputs.shape
     parts = layer(params, f"{name}.qkv", inputs).reshape(n, context, 3, heads, width // heads)
-    mixed = jax.nn.dot_product_attention(parts[:, :, 0], parts[:, :, 1], parts[:, :, 2], is_causal=True)
+    mixed = _mixed(parts[:, :, 0], parts[:, :, 1], parts[:, :, 2])
     return layer(params, f"{name}.out", mixed.reshape(n, context, width))
 
 

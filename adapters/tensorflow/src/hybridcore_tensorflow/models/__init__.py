@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import numpy as np
+
 from hybridcore.errors import TaskError
 from hybridcore.protocols import Problem
 from hybridcore_tensorflow.models.built import BuiltModel, load_weights
@@ -13,6 +15,7 @@ from hybridcore_tensorflow.models.convection import build_convection
 from hybridcore_tensorflow.models.lora import build_lora
 from hybridcore_tensorflow.models.mlp import build_mlp
 from hybridcore_tensorflow.models.pinn import build_pinn
+from hybridcore_tensorflow.models.precision import floats, widen
 from hybridcore_tensorflow.models.quadratic import build_quadratic
 from hybridcore_tensorflow.models.softmax import build_softmax
 from hybridcore_tensorflow.models.transformer import build_transformer
@@ -32,7 +35,7 @@ BUILDERS: Mapping[str, Callable[[Mapping[str, Any]], BuiltModel]] = {
 
 
 def build_model(problem: Problem) -> BuiltModel:
-    """Model of a problem with the problem's own initial weights.
+    """Model of a problem with the problem's own initial weights, in their precision.
 
     Args:
         problem: The problem.
@@ -56,6 +59,11 @@ def build_model(problem: Problem) -> BuiltModel:
             expected=f"one of {', '.join(BUILDERS)}",
             fix="pip install --upgrade hybridcore-tensorflow",
         )
-    built = builder(problem.shape)
+    if any(array.dtype == np.float64 for array in problem.weights.values()):
+        with floats("float64"):
+            built = builder(problem.shape)
+        widen(built.model)
+    else:
+        built = builder(problem.shape)
     load_weights(built.model, problem)
     return built

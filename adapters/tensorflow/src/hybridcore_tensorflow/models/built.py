@@ -28,7 +28,6 @@ class BuiltModel:
         finish: Mean metrics, ``"loss"`` first, from those sums.
         residual_fn: ``residual_fn(model, batch)`` gives residuals (n,) whose squares are the losses; None
             where the losses are no squares.
-        double: Whether the weights are float64.
     """
 
     model: tf.Module
@@ -36,7 +35,6 @@ class BuiltModel:
     sums: Callable[[Any, Any], tuple[Any, ...]]
     finish: Callable[[list[float]], dict[str, float]]
     residual_fn: Callable[[Any, Any], Any] | None = None
-    double: bool = False
     _compiled: list[Any] = attrs.field(factory=list, init=False)
 
     def evaluate(self, batches: Iterable[Any]) -> dict[str, float]:

@@ -13,7 +13,7 @@ __all__ = ["Softmax", "build_softmax"]
 
 
 class Softmax(tf.Module):
-    """One affine layer in float64.
+    """One affine layer.
 
     Args:
         features: Inputs.
@@ -26,12 +26,12 @@ class Softmax(tf.Module):
 
     def __init__(self, features: int, classes: int) -> None:
         super().__init__()
-        self.weight = tf.Variable(tf.zeros((classes, features), tf.float64))
-        self.bias = tf.Variable(tf.zeros(classes, tf.float64))
+        self.weight = tf.Variable(tf.zeros((classes, features)))
+        self.bias = tf.Variable(tf.zeros(classes))
 
     def __call__(self, inputs: Any) -> Any:
         """Logits (n, classes) of inputs (n, features)."""
-        return tf.matmul(tf.cast(inputs, tf.float64), self.weight, transpose_b=True) + self.bias
+        return tf.matmul(tf.cast(inputs, self.weight.dtype), self.weight, transpose_b=True) + self.bias
 
 
 def _loss(model: Any, batch: Any) -> Any:
@@ -48,4 +48,4 @@ def _sums(model: Any, batch: Any) -> tuple[Any, ...]:
 def build_softmax(shape: Mapping[str, Any]) -> BuiltModel:
     """Ten classes of 64 features; `shape` may hold other ``classes`` and ``features``."""
     model = Softmax(shape.get("features", 64), shape.get("classes", 10))
-    return BuiltModel(model, _loss, _sums, lambda totals: {"loss": totals[0] / totals[1]}, double=True)
+    return BuiltModel(model, _loss, _sums, lambda totals: {"loss": totals[0] / totals[1]})

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import numpy as np
 import torch
 
 from hybridcore.errors import TaskError
@@ -15,6 +16,8 @@ from hybridcore_torch.models.convection import build_convection
 from hybridcore_torch.models.lora import build_lora
 from hybridcore_torch.models.mlp import build_mlp
 from hybridcore_torch.models.pinn import build_pinn
+from hybridcore_torch.models.quadratic import build_quadratic
+from hybridcore_torch.models.softmax import build_softmax
 from hybridcore_torch.models.transformer import build_transformer
 
 __all__ = ["BuiltModel", "build_model"]
@@ -26,11 +29,13 @@ BUILDERS: Mapping[str, Callable[[Mapping[str, Any]], BuiltModel]] = {
     "lora-transformer": build_lora,
     "pinn": build_pinn,
     "convection": build_convection,
+    "softmax": build_softmax,
+    "quadratic": build_quadratic,
 }
 
 
 def build_model(problem: Problem, device: str | torch.device = "cpu") -> BuiltModel:
-    """Model of a problem with the problem's own initial weights; leaves PyTorch's RNG untouched.
+    """Model of a problem with its own initial weights, in their precision; leaves PyTorch's RNG untouched.
 
     Args:
         problem: The problem.
@@ -57,6 +62,8 @@ def build_model(problem: Problem, device: str | torch.device = "cpu") -> BuiltMo
         )
     with torch.random.fork_rng(devices=[]):
         built = builder(problem.shape)
+    if any(array.dtype == np.float64 for array in problem.weights.values()):
+        built.model.double()
     load_weights(built.model, problem)
     built.model.to(device)
     return built
