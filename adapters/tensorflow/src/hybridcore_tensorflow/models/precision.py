@@ -21,12 +21,15 @@ def floats(dtype: str) -> Iterator[None]:
         ...     keras.optimizers.SGD(0.1).learning_rate.dtype
         'float64'
     """
-    former = keras.config.floatx()
+    # The policy is the default of layers, the float of optimizers; once asked for, a policy stays as it is.
+    former, policy = keras.config.floatx(), keras.config.dtype_policy()
     keras.config.set_floatx(dtype)
+    keras.config.set_dtype_policy(dtype)
     try:
         yield
     finally:
         keras.config.set_floatx(former)
+        keras.config.set_dtype_policy(policy)
 
 
 def widen(module: tf.Module) -> None:
