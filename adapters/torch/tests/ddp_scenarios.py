@@ -9,6 +9,7 @@ from typing import Any, NoReturn
 
 import numpy as np
 import torch
+from checkpoint_scenario import checkpoint
 from rank_lab import Decisions, Lab, error_of, keep, squared_error, weights_digest
 from torch import distributed, nn
 
@@ -49,6 +50,7 @@ def everything(rank: int, world_size: int, folder: Path) -> dict[str, Any]:
         "alone": alone(lab),
         "unlike": unlike(lab),
         "drifted": drifted(lab),
+        "checkpoint": checkpoint(Lab(rank, world_size), wrapped, folder),
     }
     death(Lab(rank, world_size), found, folder)
 

@@ -73,15 +73,16 @@ def weights_digest(model: nn.Module) -> str:
 class Decisions:
     """Listens to an engine: every decision with its numbers, and the weights after every jump."""
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, timed: bool = True) -> None:
         self.model = model
+        self._drop = {"elapsed"} if timed else {"elapsed", "seconds", "credit_seconds"}
         self.log: list[str] = []
         self.weights: list[str] = []
         self.verdicts: list[bool] = []
         self.jumps = 0
 
     def __call__(self, event: Any, payload: Any) -> None:
-        said = {key: value for key, value in payload.items() if key != "elapsed"}
+        said = {key: value for key, value in payload.items() if key not in self._drop}
         self.log.append(f"{event} {said!r}")
         if str(event) == "jump":
             self.jumps += 1

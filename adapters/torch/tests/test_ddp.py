@@ -11,6 +11,7 @@ pytest.importorskip("torch.distributed", reason="this PyTorch was built without 
 
 import numpy as np
 import torch
+from checkpoint_scenario import require_sound
 from ddp_scenarios import STEPS
 from rank_lab import Decisions, Lab, launch, squared_error
 
@@ -115,6 +116,10 @@ def test_a_dead_rank_is_a_typed_error_on_the_others_and_no_hang(found: Found) ->
     assert "gone or late" in what
     assert math.isfinite(found[0]["seconds"])
     assert "death" not in found[1]
+
+
+def test_a_run_that_resumes_is_the_run_that_was_never_stopped(found: Found) -> None:
+    require_sound([each["checkpoint"] for each in found])
 
 
 @pytest.mark.slow

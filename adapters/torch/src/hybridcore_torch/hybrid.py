@@ -170,6 +170,12 @@ class Hybrid:
         self.stepped = self.adapter.real_steps != self._seen
         self._seen = self.adapter.real_steps
 
+    def resumed(self) -> None:
+        """Hear that the engine goes on from another state, for example that of a checkpoint."""
+        self._losses.clear()
+        self._seen = self.adapter.real_steps
+        self.stepped = False
+
     def finish(self) -> dict[str, Any]:
         """End the run: judge an open trial with what is known, and return the summary."""
         return self.engine.finish()

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import distributed, nn
 
-from hybridcore.errors import RankError
+from hybridcore.errors import BatchError, RankError
 from hybridcore_torch.sharding import is_sharded
 
 __all__ = ["TorchRanks", "find_ranks", "peers_watched"]
@@ -46,7 +46,7 @@ def peers_watched(where: str) -> Iterator[None]:
     """
     try:
         yield
-    except RuntimeError as error:
+    except (RuntimeError, BatchError) as error:
         if not is_communication(error):
             raise
         raise RankError(
