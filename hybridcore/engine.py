@@ -42,6 +42,7 @@ from hybridcore.protocols import (
     StepRecord,
     StepResult,
 )
+from hybridcore.ranks import Ranks, Timed
 from hybridcore.rates import RateControl
 from hybridcore.reach import Reach
 from hybridcore.recovery import Recovery
@@ -109,12 +110,14 @@ class Engine:
                 expected="at least one predictor",
                 fix="set predictor.name; `hybridcore plugins list` shows what is installed",
             )
+        self.ranks = Ranks(adapter)
         self.events = events if events is not None else EventBus()
         self.clock = clock if clock is not None else Stopwatch()
         self.machine = PhaseMachine(config.phases)
         self.statistics = Statistics()
         self.probes = ProbeSet(probes, config.probe.batches)
         self.budget = Budget(config.budget)
+        self.ranks.require_alike(config, len(self.probes))
         needs = set(controller.needs).union(*(p.needs for p in self.predictors.values()))
         self.average = RunningAverage(config.average) if config.average.enabled else None
         corrector = corrector if corrector is not None else NoCorrection()
@@ -126,8 +129,17 @@ class Engine:
         budget = budget_bytes(config.history, adapter)
         self._windows = max(getattr(p, "windows", 0) for p in self.predictors.values())
         self.kernels = kernels if kernels is not None else ChosenKernels({})
+        arithmetic = self.ranks.kernels(self.kernels)
         self.history = History(
-            adapter.layout, adapter.xp, config.history, needs, reserved, self._windows, self.kernels, budget
+            adapter.layout,
+            adapter.xp,
+            config.history,
+            needs,
+            reserved,
+            self._windows,
+            arithmetic,
+            budget,
+            self.ranks.least,
         )
         streams = np.random.SeedSequence(config.run.seed).spawn(len(self.predictors))
         for predictor, stream in zip(self.predictors.values(), streams, strict=True):
@@ -147,6 +159,7 @@ class Engine:
             self._on_probe,
             apart,
             self.rates,
+            self.ranks,
         )
         self.corrections = CorrectionKeeper(
             adapter,
@@ -158,6 +171,7 @@ class Engine:
             self.budget,
             self.counts,
             self._reporter,
+            self.ranks,
         )
         watch = DivergenceWatch(
             build_monitors(config.divergence) if monitors is None else monitors, config.divergence
@@ -177,6 +191,7 @@ class Engine:
             self._enter_full,
         )
         self.recovery = Recovery(adapter, config, watch, self.predictors, self.rates, self._reporter, host)
+        self.recovery.states.agree = self.ranks.all_true
         self._trials.release = self._release
         self._leaps = Leaps(
             adapter,
@@ -204,6 +219,9 @@ class Engine:
                 list(self.predictors),
                 compat_numpy,
             )
+            self.foresight.keeper.agree = self.ranks.mean
+        if self.ranks.many and isinstance(controller, Timed):
+            controller.clock = self.ranks.clock
         self._normalised: bool | None = None
         self._started = 0.0
         self._awake_since = 0
@@ -314,7 +332,7 @@ class Engine:
             DivergenceError: The run has diverged and recovery is exhausted; the model has its last good
                 state (F43).
         """
-        seconds = time.perf_counter() - self._started
+        seconds = self.ranks.step_seconds(time.perf_counter() - self._started)
         counts = self.counts
         counts.real_steps += 1
         counts.cost += result.evaluations
@@ -325,7 +343,7 @@ class Engine:
         record = StepRecord(
             counts.real_steps,
             self.phase,
-            self.adapter.mean_scalar(result.loss),  # all ranks must find the same signals
+            self.ranks.agreed(result.loss),  # all ranks must find the same signals
             result.grad_norm,
             self.adapter.learning_rate,
             seconds,

@@ -23,6 +23,7 @@ __all__ = [
     "PluginError",
     "PredictionError",
     "ProbeError",
+    "RankError",
     "RecoveryAction",
     "SnapshotError",
     "StoreError",
@@ -195,6 +196,10 @@ class ProbeError(HybridCoreError):
     """The probe set is empty, ill-formed or gives no finite losses."""
 
     action = RecoveryAction.FORCE_FULL
+
+
+class RankError(HybridCoreError):
+    """A process of a distributed run is gone, late, or differs from the others; all of them must stop."""
 
 
 class MemoryBudgetError(HybridCoreError):

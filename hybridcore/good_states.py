@@ -49,6 +49,7 @@ class GoodStates:
     Attributes:
         proven: The latest state that is known to be good, or None.
         candidate: A newer one that is not known to be good yet, or None.
+        agree: Whether something is so on all processes of the run.
     """
 
     def __init__(self, adapter: Adapter, config: RecoveryConfig, reserve: Callable[[int], None]) -> None:
@@ -57,6 +58,7 @@ class GoodStates:
         self.proven: GoodState | None = None
         self.candidate: GoodState | None = None
         self.next_at = 0
+        self.agree: Callable[[bool], bool] = bool
 
     def begin(self, step: int, rate: float, notes: Callable[[], Any]) -> None:
         """Take the state before the first step, which needs no proof."""
@@ -85,7 +87,7 @@ class GoodStates:
     def weights_are_finite(self) -> bool:
         """Whether the model's weights are numbers, all of them; one pass over the weights."""
         norm = self._adapter.xp.linalg.vector_norm
-        return all(math.isfinite(float(norm(bucket))) for bucket in self._adapter.read_params())
+        return self.agree(all(math.isfinite(float(norm(bucket))) for bucket in self._adapter.read_params()))
 
     def give_up(self, error: MemoryBudgetError) -> None:
         """Let all states go, for lack of memory."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import ModuleType
 from typing import Any, overload
 
@@ -70,6 +70,7 @@ class History:
         windows: Window means that a component wants, where that is more than the configuration's.
         kernels: Who does the arithmetic.
         budget: Bytes of the budget; `hybridcore.memory.budget_bytes` of the host if None.
+        least: Smallest of a number over all processes of the run.
 
     Attributes:
         kernels: For predictors' arithmetic too.
@@ -89,6 +90,7 @@ class History:
         windows: int = 0,
         kernels: KernelSet = REFERENCE,
         budget: int | None = None,
+        least: Callable[[float], float] = float,
     ) -> None:
         self.layout, self.xp, self.kernels = layout, xp, kernels
         self.window, self.dtype = config.window, config.dtype
@@ -102,8 +104,8 @@ class History:
                 expected=f"a subset of {sorted(NEEDS)}",
                 fix="correct the class attribute `needs`",
             )
-        self._reserved = reserved
-        self.budget_bytes = budget_bytes(config) if budget is None else budget
+        self._reserved, self._least = reserved, least
+        self.budget_bytes = int(least(budget_bytes(config) if budget is None else budget))
         self._wanted = max(config.windows, windows)
         self.windows = self._fit(self._wanted)
         self.active = True
@@ -164,9 +166,10 @@ class History:
         return self.layout.bucket_dtype if self.dtype == "float32" else self.dtype
 
     def _fit(self, wanted: int) -> int:
-        for windows in range(wanted, 1, -1):
-            if self.planned_bytes(windows) <= self.budget_bytes:
-                return windows
+        fitting = (w for w in range(wanted, 1, -1) if self.planned_bytes(w) <= self.budget_bytes)
+        windows = int(self._least(next(fitting, 0)))  # the largest shard decides for all
+        if windows:
+            return windows
         least = self.planned_bytes(2)
         raise MemoryBudgetError(
             "the weight history does not fit into its memory budget",

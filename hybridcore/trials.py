@@ -20,6 +20,7 @@ from hybridcore.jumps import Jump
 from hybridcore.layout import Buckets
 from hybridcore.probes import PairedDifference, ProbeSet, paired_difference
 from hybridcore.protocols import Action, Adapter, Outcome, Snapshot, StepResult
+from hybridcore.ranks import Ranks
 from hybridcore.rates import RateControl
 from hybridcore.reach import Reach
 from hybridcore.state import Statistics
@@ -192,12 +193,14 @@ class TrialKeeper:
         on_probe: Callable[[int, float, float], None],
         reserved: int = 0,
         rates: RateControl | None = None,
+        ranks: Ranks | None = None,
     ) -> None:
         self._adapter, self._config = adapter, config
         self._history, self._statistics = history, statistics
         self._probes, self._budget, self._reach = probes, budget, reach
         self._on_probe, self.reserved = on_probe, reserved
         self._rates = rates if rates is not None else RateControl(adapter)
+        self._ranks = ranks if ranks is not None else Ranks(adapter)
         self.trial: Trial | None = None
         self.release: Callable[[MemoryBudgetError], None] = lambda error: None
         self.cost = 0.0
@@ -316,7 +319,7 @@ class TrialKeeper:
         trial.skipped += 1
         if trial.skipped > _SPARE or not self._probes.complete:
             return False
-        loss = self._adapter.mean_scalar(float(self.probe(None).mean()))  # all ranks find the same
+        loss = self._ranks.agreed(float(self.probe(None).mean()))  # all ranks find the same
         return math.isfinite(loss) and self.over_guard(loss) is None
 
     def over_guard(self, loss: float) -> str | None:
@@ -406,7 +409,7 @@ class TrialKeeper:
         self._adapter.restore(origin.snapshot)
         self._rates.restored(origin.rate)
         self._adapter.synchronize()
-        self._budget.spend(0.0, time.perf_counter() - start)
+        self._budget.spend(0.0, self._ranks.mean(time.perf_counter() - start))
         self._statistics.load_state_dict(origin.statistics)
         if self._reach is not None and origin.reach is not None:
             self._reach.forget_distance(origin.reach)
@@ -440,7 +443,7 @@ class TrialKeeper:
         start = time.perf_counter()
         losses = self._probes.evaluate(self._adapter, weights)
         self._adapter.synchronize()
-        seconds = time.perf_counter() - start
+        seconds = self._ranks.mean(time.perf_counter() - start)
         cost = self._probes.charge(self._examples)
         self.cost += cost
         self.seconds_per_probe += (seconds - self.seconds_per_probe) / self._probes.count
@@ -458,7 +461,7 @@ class TrialKeeper:
         self._adapter.synchronize()
         cost = self._probes.charge(self._examples, forwards=1.0 + 2.0 * len(directions))
         self.cost += cost
-        self._budget.spend(cost, time.perf_counter() - start)
+        self._budget.spend(cost, self._ranks.mean(time.perf_counter() - start))
         self._on_probe(int(residuals.size), float(np.mean(residuals**2)), cost)
         return residuals, products
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
 import stat
 from pathlib import Path
@@ -18,7 +19,7 @@ from hybridcore.checkpoint.codec import Arrays
 from hybridcore.checkpoint.manifest import FileEntry, Manifest, parse_json
 from hybridcore.errors import CheckpointError
 
-__all__ = ["UNFINISHED", "Contents", "discard", "read", "read_manifest", "verify", "write"]
+__all__ = ["UNFINISHED", "Contents", "discard", "entries", "read", "read_manifest", "seal", "verify", "write"]
 
 ARRAYS, STATE, MANIFEST = "arrays.safetensors", "state.json", "manifest.json"
 UNFINISHED = ".unfinished-"
@@ -59,15 +60,9 @@ def write(contents: Contents, folder: Path, version: str) -> None:
         text = json.dumps(contents.tree, separators=(",", ":"), allow_nan=False)
         (unfinished / STATE).write_text(text, encoding="utf-8")
         files = {name: _entry(unfinished / name) for name in (ARRAYS, STATE)}
-        manifest = Manifest(contents.step, contents.batches, files, contents.belongs_to, version)
-        (unfinished / MANIFEST).write_bytes(manifest.dump())
-        for name in (ARRAYS, STATE, MANIFEST):
-            _sync(unfinished / name)
-        _sync(unfinished)
-        if folder.exists():
-            discard(folder)
-        os.replace(unfinished, folder)  # noqa: PTH105 - Path.replace is the same call
-        _sync(parent)
+        seal(
+            unfinished, folder, Manifest(contents.step, contents.batches, files, contents.belongs_to, version)
+        )
     except (OSError, SafetensorError, ValueError) as error:
         shutil.rmtree(unfinished, ignore_errors=True)
         raise CheckpointError(
@@ -76,6 +71,32 @@ def write(contents: Contents, folder: Path, version: str) -> None:
             expected="a folder that can be written, and room on its disk",
             fix="free room, or set checkpoint.directory",
         ) from error
+
+
+def entries(folder: Path) -> dict[str, FileEntry]:
+    """Sizes and checksums of all files in a folder, by name."""
+    return {path.name: _entry(path) for path in sorted(folder.iterdir())}
+
+
+def seal(unfinished: Path, folder: Path, manifest: Manifest) -> None:
+    """Make the files in a folder a checkpoint: write the manifest, and rename the folder into its place.
+
+    Args:
+        unfinished: The folder with all files but the manifest.
+        folder: Its place, beside it; what is there goes.
+        manifest: Knows the files.
+
+    Raises:
+        OSError: The disk is full, or the like.
+    """
+    (unfinished / MANIFEST).write_bytes(manifest.dump())
+    for name in (*manifest.files, MANIFEST):
+        _sync(unfinished / name)
+    _sync(unfinished)
+    if folder.exists():
+        discard(folder)
+    os.replace(unfinished, folder)  # noqa: PTH105 - Path.replace is the same call
+    _sync(folder.parent)
 
 
 def _entry(path: Path) -> FileEntry:
@@ -104,22 +125,22 @@ def discard(folder: Path) -> None:
     shutil.rmtree(doomed)
 
 
-def read_manifest(folder: Path) -> Manifest:
-    """The manifest of a checkpoint.
+def read_manifest(folder: Path, names: re.Pattern[str] | None = None) -> Manifest:
+    """The manifest of a checkpoint; `names` is the pattern of its files, where they are not the usual two.
 
     Raises:
         CheckpointError: It is missing, damaged, or of another format.
     """
-    return Manifest.parse(_content(folder / MANIFEST, 1 << 20), str(folder / MANIFEST))
+    return Manifest.parse(_content(folder / MANIFEST, 1 << 20), str(folder / MANIFEST), names)
 
 
-def verify(folder: Path) -> Manifest:
-    """Compare all files with their checksums.
+def verify(folder: Path, names: re.Pattern[str] | None = None) -> Manifest:
+    """Compare all files with their checksums; `names` as in `read_manifest`.
 
     Raises:
         CheckpointError: One is missing, cut off or changed.
     """
-    manifest = read_manifest(folder)
+    manifest = read_manifest(folder, names)
     for name, entry in manifest.files.items():
         _regular(folder / name)
         if _entry(folder / name) != entry:

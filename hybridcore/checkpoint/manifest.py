@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from typing import Any
 
 import attrs
@@ -63,8 +64,14 @@ class Manifest:
         return (json.dumps({**content, "sha256": _checksum(content)}, indent=1) + "\n").encode()
 
     @classmethod
-    def parse(cls, text: bytes, where: str) -> Manifest:
+    def parse(cls, text: bytes, where: str, names: re.Pattern[str] | None = None) -> Manifest:
         """Read a file's content.
+
+        Args:
+            text: The content.
+            where: The file, for errors.
+            names: Pattern of the files' names where they are not the usual two; it must let no name lead
+                elsewhere.
 
         Raises:
             CheckpointError: It is damaged, or of a newer format.
@@ -84,7 +91,12 @@ class Manifest:
         if found != _checksum(content):
             raise _damaged(where, repr(found)[:80], _checksum(content))
         try:
-            if set(content["files"]) != set(_FILES):
+            known = names.fullmatch if names is not None else _FILES.__contains__
+            if (
+                not content["files"]
+                or not all(map(known, content["files"]))
+                or (names is None and len(content["files"]) != len(_FILES))
+            ):
                 raise _damaged(where, sorted(content["files"]), f"the files {' and '.join(_FILES)}")
             files = {name: FileEntry(**entry) for name, entry in content["files"].items()}
             numbers = [content["step"], content["batches"], *(entry.nbytes for entry in files.values())]

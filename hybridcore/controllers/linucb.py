@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
 import attrs
@@ -130,6 +130,7 @@ class LinUcb:
 
     def __init__(self, config: LinUcbConfig | None = None) -> None:
         self.config = config or LinUcbConfig()
+        self.clock: Callable[[], float] = time.perf_counter
         self.arms: dict[tuple[str, float], Arm] = {}
         self._open: tuple[tuple[str, float], NDArray[np.float64], float] | None = None
 
@@ -157,7 +158,7 @@ class LinUcb:
         if bounds[best] < c.least_reward:
             reason = f"no arm promises {c.least_reward:g} per real step, the best {bounds[best]:.3g}"
             return Action(Phase.FULL, c.full_steps, reason)
-        self._open = (best, x, time.perf_counter())
+        self._open = (best, x, self._now())
         name, multiplier = best
         return Action(
             Phase.PREDICT,
@@ -180,7 +181,11 @@ class LinUcb:
         self._open = None
         for arm in self.arms.values():
             arm.fade(self.config.discount)
-        self._arm(key).learn(x, self._reward(outcome, time.perf_counter() - started))
+        self._arm(key).learn(x, self._reward(outcome, self._now() - started))
+
+    def _now(self) -> float:
+        """The clock, where it is looked at: on many processes all of them must ask it together."""
+        return self.clock() if self.config.reward == "seconds" else 0.0
 
     def _reward(self, outcome: Outcome, seconds: float) -> float:
         if not outcome.kept:
@@ -209,9 +214,8 @@ class LinUcb:
             "open": None if self._open is None else self._played(*self._open),
         }
 
-    @staticmethod
-    def _played(key: tuple[str, float], x: NDArray[np.float64], started: float) -> list[Any]:
-        return [*key, x.tolist(), time.perf_counter() - started]
+    def _played(self, key: tuple[str, float], x: NDArray[np.float64], started: float) -> list[Any]:
+        return [*key, x.tolist(), self._now() - started]
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Put back what `state_dict` gave."""
@@ -221,4 +225,4 @@ class LinUcb:
             arm.gram, arm.moment = np.array(row["gram"]), np.array(row["moment"])
         if state["open"] is not None:
             name, multiplier, x, seconds = state["open"]
-            self._open = (name, multiplier), np.array(x), time.perf_counter() - seconds
+            self._open = (name, multiplier), np.array(x), self._now() - seconds

@@ -25,6 +25,7 @@ from hybridcore.jumps import Jump
 from hybridcore.layout import Buckets, ParamGroup
 from hybridcore.probes import paired_difference
 from hybridcore.protocols import Adapter, Correction, Corrector, Phase, Prediction, Residual, Situation
+from hybridcore.ranks import Ranks
 from hybridcore.reporting import Reporter
 from hybridcore.state import FEATURE_NAMES, Statistics
 from hybridcore.trials import TrialKeeper
@@ -53,6 +54,7 @@ class CorrectionKeeper:
         budget: Whether probes are affordable.
         counts: Counters.
         reporter: Hears of residuals and corrections.
+        ranks: What the processes of the run agree on.
     """
 
     def __init__(
@@ -66,11 +68,13 @@ class CorrectionKeeper:
         budget: Budget,
         counts: Counts,
         reporter: Reporter,
+        ranks: Ranks | None = None,
     ) -> None:
         self._adapter, self._config, self.corrector = adapter, config.correction, corrector
         self._history, self._statistics, self._trials = history, statistics, trials
         self._budget, self._counts, self._reporter = budget, counts, reporter
         self._run_steps = config.run.steps
+        self._ranks = ranks if ranks is not None else Ranks(adapter)
         self.active = not isinstance(corrector, NoCorrection)
         self.store = ResidualStore(self._config.capacity, self._config.memory_budget_mib * 2**20)
         corrector.reset(adapter.layout, self.store)
@@ -136,7 +140,7 @@ class CorrectionKeeper:
             straightness=self._history.straightness(),
             moments=self._adapter.moments(),
         )
-        mean = self._adapter.mean_scalar  # all ranks must correct alike
+        mean = self._ranks.agreed  # all ranks must correct alike
         features = np.array([mean(float(f)) for f in features])
         return Situation(step, features, name, prediction.horizon, mean(level), mean(change))
 
@@ -160,7 +164,7 @@ class CorrectionKeeper:
     def micro(self, points: list[tuple[float, float]]) -> float:
         """Share of the pending change to end at, from the losses measured along it."""
         slope = self._asked[0].predicted_change if self._asked is not None else math.nan
-        points[-1] = points[-1][0], self._adapter.mean_scalar(points[-1][1])
+        points[-1] = points[-1][0], self._ranks.agreed(points[-1][1])
         target = aim(points, slope, 1.0 + self._config.max_factor)
         self._counts.micro_corrections += 1
         self._reporter.correction("micro", self.corrector.name, True, points[-1][1], math.nan, target - 1.0)
@@ -170,7 +174,7 @@ class CorrectionKeeper:
 
     def measured(self, change: float) -> None:
         """The paired loss change right after the change (tentative test)."""
-        self._realised = self._adapter.mean_scalar(change)
+        self._realised = self._ranks.agreed(change)
 
     def refused(self) -> None:
         """The change was undone at once; its loss change teaches all the same."""
@@ -243,8 +247,8 @@ class CorrectionKeeper:
         if realised != realised and not watched.continuous:
             realised = float(np.mean(watched.losses)) - watched.situation.loss
         rank = int(getattr(self.corrector, "rank", 0))
-        groups, weights = measure_displacement(watched, self._adapter, rank, self._rng)
-        self._learn(watched.situation, self._adapter.mean_scalar(realised), groups, weights)
+        groups, weights = measure_displacement(watched, self._adapter, rank, self._rng, self._ranks)
+        self._learn(watched.situation, self._ranks.agreed(realised), groups, weights)
         if may_act and not watched.continuous:
             self._amend(watched)
 
@@ -262,7 +266,7 @@ class CorrectionKeeper:
         realised = watched.realised
         if watched.losses and math.isfinite(watched.losses[-1]):
             realised = watched.losses[-1] - watched.situation.loss
-        self._learn(watched.situation, self._adapter.mean_scalar(realised))
+        self._learn(watched.situation, self._ranks.agreed(realised))
 
     def _learn(
         self,
@@ -299,8 +303,8 @@ class CorrectionKeeper:
         current = self._adapter.read_params()
         after = self._trials.probe(tuple(w + c for w, c in zip(current, change, strict=True)))
         difference = paired_difference(after, before)
-        gained = self._adapter.mean_scalar(difference.mean)
-        error = self._adapter.mean_scalar(difference.error)
+        gained = self._ranks.agreed(difference.mean)
+        error = self._ranks.agreed(difference.error)
         kept = gained + error < 0.0  # False for NaN; the weights are what they were, bit for bit
         if kept:
             self._refuted = 0

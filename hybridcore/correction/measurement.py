@@ -12,6 +12,7 @@ from hybridcore.correction.displacement import compare_displacements, scale_grou
 from hybridcore.jumps import Jump
 from hybridcore.layout import Buckets, ParamGroup
 from hybridcore.protocols import Adapter, Correction, Prediction, Situation
+from hybridcore.ranks import Ranks
 from hybridcore.state import Statistics
 
 __all__ = ["Measurement", "loss_curve", "measure_displacement"]
@@ -70,7 +71,7 @@ def loss_curve(statistics: Statistics, since: int) -> tuple[float, float]:
 
 
 def measure_displacement(
-    watched: Measurement, adapter: Adapter, rank: int, rng: np.random.Generator
+    watched: Measurement, adapter: Adapter, rank: int, rng: np.random.Generator, ranks: Ranks
 ) -> tuple[dict[ParamGroup, tuple[float, float]], CompressedBuckets | None]:
     """Compare the displacement of the real steps with the predicted one, per step.
 
@@ -79,21 +80,23 @@ def measure_displacement(
         adapter: The model.
         rank: Rank of the weight residual; 0 for none.
         rng: For the compression.
+        ranks: Adds up what lies on several processes.
 
     Returns:
         Inner products per group, and what no gain explains in low rank; nothing where the weights after the
-        change were not kept.
+        change were not kept. No residual of a model that is sharded: each shard would have other factors.
     """
     if watched.start is None:
         return {}, None
-    layout, xp, mean = adapter.layout, adapter.xp, adapter.mean_scalar
+    layout, xp = adapter.layout, adapter.xp
     steps, per_step = len(watched.losses), watched.prediction.scale / watched.prediction.horizon
     now = adapter.read_params()
     realised = tuple((a - b) * (1.0 / steps) for a, b in zip(now, watched.start, strict=True))
     predicted = tuple(d * per_step for d in watched.deltas)
     found = compare_displacements(realised, predicted, layout, xp)
-    groups = {g: (mean(cross), mean(square)) for g, (cross, square) in found.items()}
-    if not rank or watched.continuous:
+    sums = iter(ranks.over_weights([number for pair in found.values() for number in pair]))
+    groups = {g: (next(sums), next(sums)) for g in found}
+    if not rank or watched.continuous or ranks.sharded:
         return groups, None
     explained = {g: cross / square if square > 0.0 else 0.0 for g, (cross, square) in groups.items()}
     part = scale_groups(predicted, explained, layout, xp)

@@ -40,6 +40,7 @@ class DynamicsKeeper:
         seconds: Seconds spent on training and calibration so far.
         informed: The model has had confidence above 0 once; before, it knows nothing of this run, and nobody
             should ask it. Where the share pays for no training, it stays so.
+        agree: Mean of a number over all processes of the run.
 
     Example:
         >>> import array_api_compat.numpy as xp
@@ -58,6 +59,7 @@ class DynamicsKeeper:
     def __init__(self, model: Dynamics, config: DynamicsConfig, parameters: int) -> None:
         self.model, self._config, self._parameters = model, config, parameters
         self.updates, self.seconds, self.informed = 0, 0.0, False
+        self.agree: Callable[[float], float] = float
         self._credit = self._time_credit = 0.0
         self._before: NDArray[np.float64] | None = None
         self._action: Action | None = None
@@ -153,6 +155,7 @@ class DynamicsKeeper:
         done = self.model.train(updates)
         spent = time.perf_counter() - start
         self._credit -= (done + 1) * flops
+        spent = self.agree(spent) if c.count_seconds else spent
         self._time_credit -= spent if c.count_seconds else 0.0
         self.updates += done
         self.seconds += spent

@@ -8,9 +8,10 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from hybridcore.history import History, norm
+from hybridcore.history import History
 from hybridcore.layout import ParamLayout
 from hybridcore.predictors.last_update import LastUpdate
+from hybridcore.predictors.snapshots import length_of
 from hybridcore.protocols import API_VERSION, Prediction, StepRecord
 
 __all__ = ["Frozen", "NoPrediction", "RandomJump"]
@@ -83,14 +84,14 @@ class RandomJump(LastUpdate):
     def predict(self, history: History, horizon: float, xp: ModuleType) -> Prediction:
         """Gaussian direction with the norm of `horizon` last updates."""
         update = history.last_update()
-        length = norm(update, xp)
+        length = length_of(update, xp, history.kernels)
         direction = tuple(
             xp.asarray(
                 self._rng.standard_normal(b.shape[0], dtype=np.float32), dtype=b.dtype, device=b.device
             )
             for b in update
         )
-        size = norm(direction, xp)
+        size = length_of(direction, xp, history.kernels)
         return Prediction(direction, horizon, 1.0, scale=horizon * length / size if size > 0 else 0.0)
 
     def state_dict(self) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from types import ModuleType
 from typing import TYPE_CHECKING
@@ -17,7 +18,7 @@ from hybridcore.protocols import KernelSet
 if TYPE_CHECKING:
     from hybridcore.history import History
 
-__all__ = ["combine", "differences", "gram", "norm_of"]
+__all__ = ["combine", "differences", "gram", "length_of", "norm_of"]
 
 
 def differences(snapshots: Sequence[Buckets]) -> list[Buckets]:
@@ -63,6 +64,17 @@ def combine(
     if history is None:
         return REFERENCE.combine(vectors, factors, np)
     return history.kernels.combine(vectors, factors, history.xp)
+
+
+def length_of(vector: Buckets, xp: ModuleType, kernels: KernelSet = REFERENCE) -> float:
+    """Euclidean norm.
+
+    Example:
+        >>> from array_api_compat import numpy as xp
+        >>> length_of((xp.asarray([3.0, 4.0]),), xp)
+        5.0
+    """
+    return math.sqrt(float(kernels.gram([vector], xp)[0, 0]))
 
 
 def norm_of(products: NDArray[np.float64], weights: NDArray[np.float64]) -> float:

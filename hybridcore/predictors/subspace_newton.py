@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 
 from hybridcore.config import between
 from hybridcore.errors import PredictionError
-from hybridcore.history import History, norm
+from hybridcore.history import History
 from hybridcore.layout import Buckets, ParamLayout
-from hybridcore.predictors.snapshots import combine, differences, gram
+from hybridcore.predictors.snapshots import combine, differences, gram, length_of
 from hybridcore.protocols import API_VERSION, Prediction, StepRecord
 
 __all__ = ["SubspaceNewton", "orthonormal"]
@@ -89,7 +89,7 @@ class SubspaceNewton:
         c = self.config
         newest, *older = reversed(differences(history.window_means[-self.windows :]))
         vectors = [newest, history.last_update(), *older][: c.dimensions]
-        length = abs(horizon) * norm(newest, xp) / history.window
+        length = abs(horizon) * length_of(newest, xp, history.kernels) / history.window
         whiten = orthonormal(gram(vectors, xp, history.kernels))
         if length == 0.0 or whiten.shape[1] == 0:
             return Prediction(newest, horizon, 0.0, scale=0.0)

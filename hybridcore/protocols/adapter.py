@@ -20,6 +20,7 @@ __all__ = [
     "CheckpointAdapter",
     "ClippingAdapter",
     "MemoryAdapter",
+    "RankedAdapter",
     "RateAdapter",
     "ResidualAdapter",
     "Snapshot",
@@ -214,6 +215,42 @@ class ClippingAdapter(Adapter, Protocol):
         Without Normalization, equation 3): the gradient of a unit, a row of a matrix or a whole vector, is
         shortened to ``ratio * max(norm of the unit's weights, 1e-3)`` where it is longer. The setting is
         none of the state that `snapshot` copies.
+        """
+        ...
+
+
+@runtime_checkable
+class RankedAdapter(Adapter, Protocol):
+    """An adapter with the capability ``"ranks"``: several processes train one model (F71).
+
+    What it hands out is agreed: `StepResult`, `Adapter.moments` and `Adapter.snapshot_nbytes` are the same
+    on all ranks, and `Adapter.probe_loss` and `ResidualAdapter.linearise_residuals` give the rows of all
+    ranks in rank order. Buckets hold what lies on this rank: the whole model, or its shard of it.
+
+    Attributes:
+        world_size: Number of ranks, 2 or more.
+        copies: Ranks that hold the same weights: all of them where the model is replicated, 1 where each
+            rank has a shard of its own.
+    """
+
+    world_size: int
+    copies: int
+
+    def gather_scalars(self, values: Sequence[float]) -> NDArray[np.float64]:
+        """Numbers of all ranks, shape (ranks, k), rows in rank order, bit for bit the same everywhere.
+
+        Args:
+            values: k numbers, as many on every rank.
+
+        Raises:
+            RankError: A process is gone or late.
+        """
+        ...
+
+    def step_seconds(self, seconds: float) -> float:
+        """Mean seconds of a real step over all ranks, after each real step.
+
+        It may be that of the step before, so that it can travel with that step's own exchange.
         """
         ...
 

@@ -24,8 +24,10 @@ from hybridcore_torch.losses import Autocast, LossCaller
 from hybridcore_torch.modes import BufferGuard, evaluation_mode, fixed_randomness, tracked_norms
 from hybridcore_torch.offload import OptimizerOffload
 from hybridcore_torch.parameters import collect, unwrap
+from hybridcore_torch.ranks import TorchRanks, find_ranks
 from hybridcore_torch.rates import scale_rates
 from hybridcore_torch.residuals import linearise
+from hybridcore_torch.sharding import is_sharded, local, require_plain_shards, reshard
 from hybridcore_torch.snapshot import SnapshotKeeper, TorchSnapshot
 from hybridcore_torch.statistics import refresh
 from hybridcore_torch.steps import StepRunner
@@ -59,13 +61,18 @@ class TorchAdapter:
             is checked at every step all the same.
 
         residual_fn: ``residual_fn(model, batch)`` returns residuals (n,) whose squares are the per-example
-            losses; lets predictors linearise them.
+            losses; lets predictors linearise them. Not for sharded parameters.
+        ranks: Whether all processes of `torch.distributed` train this one model. None finds it out: they do
+            where the model is in `DistributedDataParallel` or its parameters are sharded by `fully_shard`.
 
     Attributes:
         capabilities: ``"batch-statistics"`` where BatchNorm layers learn running statistics and
             ``"residuals"`` where `residual_fn` is given, next to ``"accumulation"``,
             ``"adaptive-clipping"``, ``"checkpoints"``, ``"closure"``,
-            ``"learning-rate"``, ``"memory"`` and ``"mixed-precision"``.
+            ``"learning-rate"``, ``"memory"`` and ``"mixed-precision"``. ``"ranks"`` where several processes
+            train the model; sharded parameters take ``"adaptive-clipping"`` and ``"residuals"`` away.
+        world_size: Processes that train the model.
+        copies: How many of them hold the same weights.
 
     Raises:
         ModelError: There is nothing to train, or the arguments exclude each other.
@@ -96,6 +103,7 @@ class TorchAdapter:
         grad_norm: bool = True,
         norm_every: int = 8,
         residual_fn: Callable[[Any, Any], torch.Tensor] | None = None,
+        ranks: bool | None = None,
     ) -> None:
         self.model, self.optimizer = model, optimizer
         self.scheduler, self.scaler = scheduler, scaler
@@ -114,6 +122,17 @@ class TorchAdapter:
         self.layout: ParamLayout
         self.layout, params = collect(model, optimizer)
         self.device = str(params[0].device)
+        self.world_size = find_ranks(model, params, ranks)
+        self.copies = self.world_size
+        self._ranks: TorchRanks | None = None
+        if self.world_size > 1:
+            self.copies = require_plain_shards(zip(self.layout.names, params, strict=True), self.world_size)
+            self._ranks = TorchRanks(self.world_size, self.copies, params[0].device)
+            capabilities.add("ranks")
+        self._sharded = any(map(is_sharded, params))
+        if self._sharded:
+            capabilities.discard("adaptive-clipping")
+            residual_fn = None
         self._base = unwrap(model)
         self._store = BucketStore(self.layout, params)
         self.capabilities = frozenset(
@@ -123,11 +142,11 @@ class TorchAdapter:
         )
         self._residual_fn = residual_fn
         self._guard = BufferGuard(self._base)
-        self._cuda = sorted({p.device for p in params if p.is_cuda}, key=str)
+        self._cuda = sorted({local(p).device for p in params if p.is_cuda}, key=str)
         self._keeper = SnapshotKeeper(self.layout, self._guard, optimizer, scheduler, scaler, self._cuda)
         # Its hook must come before those of the runner, which reads the state.
         self._offload = OptimizerOffload(optimizer)
-        self._losses = LossCaller(model, loss_fn, autocast, params[0].device)
+        self._losses = LossCaller(model, loss_fn, autocast, local(params[0]).device)
         self._runner = StepRunner(
             model,
             optimizer,
@@ -139,6 +158,7 @@ class TorchAdapter:
             max_grad_norm=max_grad_norm,
             grad_norm=grad_norm,
             norm_every=norm_every,
+            ranks=self._ranks,
         )
         self._probe_rng = torch.Generator().manual_seed(0).get_state()
         self._skipped = 0
@@ -163,6 +183,7 @@ class TorchAdapter:
         Raises:
             DeltaError: The buckets do not fit the layout; the weights are unchanged.
         """
+        self._free()
         self._store.write(buckets)
 
     def apply_delta(
@@ -173,6 +194,7 @@ class TorchAdapter:
         Raises:
             DeltaError: The deltas do not fit the layout; the weights are unchanged (F22).
         """
+        self._free()
         self._store.apply(deltas, scale, groups)
 
     @contextmanager
@@ -183,12 +205,18 @@ class TorchAdapter:
             DeltaError: The buckets do not fit the layout.
         """
         former = clone_all(self._store.params)
-        self._store.write(buckets)
+        self.write_params(buckets)
         try:
             yield
         finally:
+            self._free()
             with torch.no_grad():
                 torch._foreach_copy_(self._store.params, former)
+
+    def _free(self) -> None:
+        """Before sharded parameters change: free gathered ones, which would not follow."""
+        if self._sharded:
+            reshard(self.model)
 
     # Steps and probes
 
@@ -214,7 +242,8 @@ class TorchAdapter:
         """Per-example losses, shape (n,), in evaluation mode and with the same random numbers each time.
 
         BatchNorm layers that are in training use the batch's own statistics; see
-        `hybridcore_torch.modes.evaluation_mode` for the reason.
+        `hybridcore_torch.modes.evaluation_mode` for the reason. With several processes, the losses of all of
+        them in rank order: every process must call it.
 
         Raises:
             BatchError: The model cannot take the batch.
@@ -223,6 +252,9 @@ class TorchAdapter:
         with torch.no_grad(), fixed_randomness(self._probe_rng, self._cuda), evaluation_mode(self._base):
             losses = self._losses.per_example(batch)
             result: NDArray[np.float64] = losses.to("cpu", torch.float64).numpy()
+        self._free()
+        if self._ranks is not None:
+            result = self._ranks.gather_rows(result)
         if result.size == 0:
             raise ProbeError("a probe batch has no examples", where="probe", fix="pass non-empty batches")
         return result
@@ -249,7 +281,11 @@ class TorchAdapter:
                 fix="pass residual_fn, or ask for the capability 'residuals' first",
             )
         with fixed_randomness(self._probe_rng, self._cuda), evaluation_mode(self._base):
-            return linearise(self._base, self._residual_fn, batch, self.layout, directions)
+            found, products = linearise(self._base, self._residual_fn, batch, self.layout, directions)
+        if self._ranks is None:
+            return found, products
+        whole = self._ranks.gather_rows(np.column_stack((found, products)))
+        return whole[:, 0], whole[:, 1:]
 
     def refresh_statistics(self, batches: Iterable[Any]) -> None:
         """Re-estimate BatchNorm statistics as their mean over `batches` (F86).
@@ -277,6 +313,7 @@ class TorchAdapter:
             SnapshotError: It was taken from a model with another layout; nothing was changed.
         """
         self._offload.back()
+        self._free()
         self._keeper.put_back(snapshot)
         self._runner.measure_next()
         self._runner.pending = snapshot.pending
@@ -298,8 +335,11 @@ class TorchAdapter:
         export(self._base, path)
 
     def snapshot_nbytes(self) -> int:
-        """Bytes that one snapshot takes now."""
-        return self._keeper.nbytes()
+        """Bytes that one snapshot takes now; of sharded parameters, on the process where it takes most."""
+        nbytes = self._keeper.nbytes()
+        if self._ranks is None or not self._ranks.sharded:
+            return nbytes
+        return int(self._ranks.gather([float(nbytes)]).max())
 
     def free_bytes(self) -> int | None:
         """Memory that the model's CUDA devices have left, the fullest counting, or None on the CPU.
@@ -352,18 +392,31 @@ class TorchAdapter:
     def moments(self) -> dict[str, float]:
         """Mean and standard deviation of the optimizer's moments; zeros where it has none."""
         self._offload.back()
-        return moment_statistics(self.optimizer)
+        sharded = self._ranks is not None and self._ranks.sharded
+        return moment_statistics(self.optimizer, self._ranks.add_up if sharded and self._ranks else None)
 
     def mean_scalar(self, value: float) -> float:
-        """Mean over all ranks of `torch.distributed`, or the value itself."""
-        from torch import distributed
+        """Mean over all processes that train this model, or the value itself."""
+        return value if self._ranks is None else float(self._ranks.gather([value]).mean())
 
-        if not (distributed.is_available() and distributed.is_initialized()):
-            return value
-        device = self.device if distributed.get_backend() == "nccl" else "cpu"
-        total = torch.tensor(value, dtype=torch.float64, device=device)
-        distributed.all_reduce(total)
-        return total.item() / distributed.get_world_size()
+    def gather_scalars(self, values: Sequence[float]) -> NDArray[np.float64]:
+        """Numbers of all processes, shape (ranks, k); see `hybridcore.protocols.RankedAdapter`.
+
+        Raises:
+            RankError: Another process is gone or late.
+        """
+        if self._ranks is None:
+            return np.asarray([values], dtype=np.float64)
+        return self._ranks.gather(values)
+
+    def step_seconds(self, seconds: float) -> float:
+        """Mean seconds of a step over all processes: with several, those of the step before."""
+        return seconds if self._ranks is None else self._ranks.step_seconds(seconds)
+
+    @property
+    def exchanges(self) -> int:
+        """Collectives of the engine so far, gradients and buffers apart."""
+        return 0 if self._ranks is None else self._ranks.exchanges
 
     def synchronize(self) -> None:
         """Wait until the CUDA devices have finished."""
@@ -401,6 +454,17 @@ class TorchAdapter:
         """Gradient norm at the host's own latest `optimizer.step()`; NaN before."""
         norm = self._runner.outside_norm
         return float("nan") if norm is None else float(norm)
+
+    def host_result(self, loss: float) -> StepResult:
+        """What a step of the host's own loop gave, agreed among all processes.
+
+        Args:
+            loss: Mean loss of this process's batches.
+        """
+        if self._ranks is None:
+            return StepResult(loss, self.last_grad_norm)
+        agreed = self._ranks.exchange(loss)
+        return StepResult(agreed, self._runner.whole_norm(self.last_grad_norm))
 
     def listen_before_step(self, callback: Callable[[], None]) -> None:
         """Call `callback` right before each update that the host itself makes."""

@@ -8,6 +8,7 @@ import torch
 
 from hybridcore.errors import DeltaError, ModelError
 from hybridcore.layout import Buckets, ParamGroup, ParamLayout
+from hybridcore_torch.sharding import is_sharded, local_all
 
 FEW = 64
 """Tensors up to which one call each is cheaper than a second pass over all of them."""
@@ -41,13 +42,14 @@ class BucketStore:
 
     def __init__(self, layout: ParamLayout, params: Sequence[torch.Tensor]) -> None:
         self.layout = layout
-        self._params = list(params)
+        self._held = list(params)
+        self._sharded = any(map(is_sharded, self._held))
         self._addresses: list[int] = []
         self._aliases: Tensors = []
         self._shapes: list[torch.Size | None] = []
         self._dtype: torch.dtype = getattr(torch, layout.bucket_dtype)
         self._same_dtype = all(p.dtype == layout.bucket_dtype for p in layout.params)
-        self._calls_are_cheap = len(self._params) <= max(FEW, layout.total // LARGE)
+        self._calls_are_cheap = len(self._held) <= max(FEW, layout.total // LARGE)
         self._token = object()
         self._devices = []
         self._sizes: list[list[int]] = [[] for _ in layout.bucket_sizes]
@@ -69,13 +71,14 @@ class BucketStore:
         Raises:
             ModelError: A parameter has moved to another device or dtype.
         """
-        addresses = [p.data_ptr() for p in self._params]
+        params = local_all(self._held) if self._sharded else self._held
+        addresses = [p.data_ptr() for p in params]
         if addresses != self._addresses:
-            self._alias(addresses)
+            self._alias(params, addresses)
         return self._aliases
 
-    def _alias(self, addresses: list[int]) -> None:
-        for spec, param in zip(self.layout.params, self._params, strict=True):
+    def _alias(self, params: Tensors, addresses: list[int]) -> None:
+        for spec, param in zip(self.layout.params, params, strict=True):
             found = (tuple(param.shape), f"torch.{spec.dtype}", spec.device)
             if found != (spec.shape, str(param.dtype), str(param.device)):
                 raise ModelError(
@@ -85,10 +88,10 @@ class BucketStore:
                     expected=f"torch.{spec.dtype} {spec.shape} on {spec.device}",
                     fix="move or cast the model first, then make the adapter",
                 )
-        shapes = [None if p.is_contiguous() else p.shape for p in self._params]
+        shapes = [None if p.is_contiguous() else p.shape for p in params]
         if shapes != self._shapes:
             self._shapes, self._token = shapes, object()  # remembered parts no longer fit
-        self._aliases = [p.detach().view(-1) if p.is_contiguous() else p.detach() for p in self._params]
+        self._aliases = [p.detach().view(-1) if p.is_contiguous() else p.detach() for p in params]
         self._addresses = addresses
 
     def empty(self) -> Buckets:

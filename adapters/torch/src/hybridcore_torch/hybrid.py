@@ -13,7 +13,6 @@ from hybridcore.config import HybridConfig
 from hybridcore.engine import Engine
 from hybridcore.errors import ProbeError
 from hybridcore.events import Listener
-from hybridcore.protocols import StepResult
 from hybridcore_torch.adapter import TorchAdapter
 from hybridcore_torch.losses import Autocast
 
@@ -33,6 +32,7 @@ def hybridize(
     accumulate: int = 1,
     max_grad_norm: float | None = None,
     events: Iterable[Listener] = (),
+    ranks: bool | None = None,
 ) -> Hybrid:
     """Attach the engine; the model and the optimizer stay the user's own objects.
 
@@ -49,7 +49,9 @@ def hybridize(
         autocast: Dtype or context maker of every forward.
         accumulate: Micro-batches that `Hybrid.step` cuts a batch into.
         max_grad_norm: Gradient clipping of `Hybrid.step`.
-        events: Listeners, called as ``listener(event, payload)``, for example a `MetricsWriter`.
+        events: Listeners, called as ``listener(event, payload)``, for example a `MetricsWriter`. On several
+            processes, give them to one.
+        ranks: Whether all processes of `torch.distributed` train this model; None finds it out.
 
     Raises:
         ConfigError: The configuration has mistakes.
@@ -68,6 +70,7 @@ def hybridize(
         autocast=autocast,
         accumulate=accumulate,
         max_grad_norm=max_grad_norm,
+        ranks=ranks,
     )
     engine = Engine.from_config(adapter, config, probes=probe)
     for listener in events:
@@ -149,7 +152,7 @@ class Hybrid:
         values = [float(x) for x in self._losses]
         self._losses.clear()
         mean = sum(values) / len(values) if values else float("nan")
-        self.engine.after_step(StepResult(mean, self.adapter.last_grad_norm))
+        self.engine.after_step(self.adapter.host_result(mean))
         self._sync()
 
     def _require_probes(self) -> None:
@@ -166,6 +169,12 @@ class Hybrid:
     def _sync(self) -> None:
         self.stepped = self.adapter.real_steps != self._seen
         self._seen = self.adapter.real_steps
+
+    def resumed(self) -> None:
+        """Hear that the engine goes on from another state, for example that of a checkpoint."""
+        self._losses.clear()
+        self._seen = self.adapter.real_steps
+        self.stepped = False
 
     def finish(self) -> dict[str, Any]:
         """End the run: judge an open trial with what is known, and return the summary."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from hybridcore_torch.sharding import local
 from hybridcore_torch.tensors import tensor_nbytes, tree_tensors
 
 __all__ = ["OptimizerOffload", "host_copy"]
@@ -62,9 +63,9 @@ class OptimizerOffload:
         if any(g.get("capturable") for g in groups):
             return
         for param, state in self._optimizer.state.items():
-            for tensor in tree_tensors(state):
+            for tensor in map(local, tree_tensors(state)):
                 whole = tensor.untyped_storage().nbytes() == tensor.numel() * tensor.element_size()
-                if tensor is param or tensor.device != param.device or not whole or not tensor.numel():
+                if tensor is param or tensor.device != local(param).device or not whole or not tensor.numel():
                     continue
                 kept = self._spare.get(tensor.shape)
                 copy = host_copy(tensor, kept.pop() if kept and kept[-1].dtype is tensor.dtype else None)

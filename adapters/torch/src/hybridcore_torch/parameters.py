@@ -9,6 +9,7 @@ from torch import nn
 
 from hybridcore.errors import ModelError
 from hybridcore.layout import ParamGroup, ParamLayout
+from hybridcore_torch.sharding import local
 
 __all__ = ["collect", "plain_name", "unwrap"]
 
@@ -46,7 +47,8 @@ def collect(
         optimizer: Its optimizer.
 
     Returns:
-        The layout and the parameters in the same order.
+        The layout and the parameters in the same order. Of sharded parameters, the layout has the shapes of
+        what lies on this process.
 
     Raises:
         ModelError: Nothing is left to train, or a parameter cannot be represented in buckets.
@@ -78,7 +80,7 @@ def collect(
                 fix="materialise lazy or meta parameters first; complex ones are not served",
             )
     layout = ParamLayout.plan(
-        (n, tuple(p.shape), str(p.dtype).removeprefix("torch."), str(p.device), groups.get(id(p)))
+        (n, tuple(local(p).shape), str(p.dtype).removeprefix("torch."), str(p.device), groups.get(id(p)))
         for n, p in kept.items()
     )
     return layout, tuple(kept[n] for n in layout.names)

@@ -12,6 +12,7 @@ from hybridcore.errors import ModelError, SnapshotError
 from hybridcore.layout import ParamLayout
 from hybridcore_torch.modes import BufferGuard
 from hybridcore_torch.offload import host_copy
+from hybridcore_torch.sharding import is_sharded, local, local_all, local_tree, shard_like
 from hybridcore_torch.tensors import (
     alike,
     clone_all,
@@ -92,6 +93,7 @@ class SnapshotKeeper:
         self.in_host_memory = False
         self._spare: list[list[torch.Tensor]] = []
         self._params: list[torch.Tensor] = [p for g in optimizer.param_groups for p in g["params"]]
+        self._sharded = any(map(is_sharded, self._params))
 
     def take(self, pending: bool, rng: bool = True) -> TorchSnapshot:
         """Copy everything.
@@ -141,9 +143,12 @@ class SnapshotKeeper:
     def _live(self) -> tuple[Any, ...]:
         """Everything that changes, as one tree over the tensors in use."""
         optimizer = self._optimizer
+        state: list[Any] = [optimizer.state.get(p) for p in self._params]
+        if self._sharded:
+            state = local_tree(state)
         return (
-            self._params,
-            [optimizer.state.get(p) for p in self._params],
+            local_all(self._params) if self._sharded else self._params,
+            state,
             [{k: v for k, v in g.items() if k != "params"} for g in optimizer.param_groups],
             self._guard.buffers(),
             self._scheduler.state_dict() if self._scheduler is not None else None,
@@ -169,12 +174,12 @@ class SnapshotKeeper:
             SnapshotError: It is no snapshot of a model of this layout; nothing was changed.
         """
         self._check(snapshot)
-        live, saved, homes = list(self._params), list(snapshot.params), snapshot.homes
+        live, saved, homes = local_all(self._params), list(snapshot.params), snapshot.homes
         for param, values in zip(self._params, snapshot.state, strict=True):
             if values is None:
                 self._optimizer.state.pop(param, None)
             else:
-                _restore_dict(self._optimizer.state[param], values, live, saved, homes)
+                _restore_dict(self._optimizer.state[param], values, live, saved, homes, like=param)
         for group, values in zip(self._optimizer.param_groups, snapshot.groups, strict=True):
             _restore_dict(group, values, live, saved, homes, drop=False)
         buffers = self._guard.buffers()
@@ -223,6 +228,7 @@ def _restore_dict(
     sources: list[torch.Tensor],
     homes: dict[int, torch.device],
     drop: bool = True,
+    like: torch.Tensor | None = None,
 ) -> None:
     """Make `live` equal `saved`, queueing in-place copies for tensors that fit."""
     if drop:
@@ -230,11 +236,14 @@ def _restore_dict(
             del live[key]
     for key, value in saved.items():
         current = live.get(key)
+        current = local(current) if isinstance(current, torch.Tensor) else current
         if isinstance(value, torch.Tensor) and isinstance(current, torch.Tensor) and alike(current, value):
             targets.append(current)
             sources.append(value)
         else:
-            live[key] = _brought_home(value, homes)
+            copy = _brought_home(value, homes)
+            whole = isinstance(copy, torch.Tensor) and like is not None and is_sharded(like)
+            live[key] = shard_like(copy, like) if whole and like is not None else copy
 
 
 def _brought_home(value: Any, homes: dict[int, torch.device]) -> Any:

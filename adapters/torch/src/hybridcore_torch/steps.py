@@ -18,6 +18,8 @@ from hybridcore_torch.batches import n_examples, split
 from hybridcore_torch.jump_rules import scale_velocity
 from hybridcore_torch.losses import LossCaller
 from hybridcore_torch.modes import BufferGuard
+from hybridcore_torch.ranks import TorchRanks, peers_watched
+from hybridcore_torch.sharding import local
 from hybridcore_torch.snapshot import SnapshotKeeper
 
 __all__ = ["StepRunner"]
@@ -43,6 +45,7 @@ class StepRunner:
         max_grad_norm: Clip gradients to this norm, or None.
         grad_norm: Measure the gradient norm even when it is not needed for clipping.
         norm_every: On the CPU, models of up to `SMALL_MODEL` weights measure it every this many steps.
+        ranks: The other processes that train this model, or None.
 
     Attributes:
         since_norm: Steps until the norm is measured again.
@@ -65,6 +68,7 @@ class StepRunner:
         max_grad_norm: float | None,
         grad_norm: bool,
         norm_every: int,
+        ranks: TorchRanks | None = None,
     ) -> None:
         if accumulate < 1:
             raise ModelError(
@@ -86,7 +90,7 @@ class StepRunner:
         self._params = [p for g in optimizer.param_groups for p in g["params"]]
         self._found, self._one = torch.zeros(1), torch.ones(1)
         self._plain: bool | None = None
-        self._norm_every = norm_every
+        self._norm_every, self._ranks = norm_every, ranks
         self.since_norm = 0
         self._total = sum(p.numel() for p in self._params)
         self.last_norm = math.nan
@@ -110,6 +114,7 @@ class StepRunner:
         def evaluate() -> tuple[torch.Tensor, int]:
             self._optimizer.zero_grad(set_to_none=True)
             loss = closure()
+            self._announce(loss, 0)
             self._backward(loss)
             return loss.detach(), 0
 
@@ -120,8 +125,10 @@ class StepRunner:
         if self._accumulate == 1:
             losses = self._losses(batch)
             mean = losses.mean()
+            count = losses.shape[0] if losses.ndim else n_examples(batch)
+            self._announce(mean, count)
             self._backward(mean)
-            return mean.detach(), losses.shape[0] if losses.ndim else n_examples(batch)
+            return mean.detach(), count
         parts = split(batch, self._accumulate)
         total: Any = 0.0
         for index, (part, share) in enumerate(parts):
@@ -129,9 +136,16 @@ class StepRunner:
             # Data-parallel wrappers exchange gradients only at the last micro-batch.
             with nullcontext() if last else getattr(self._model, "no_sync", nullcontext)():
                 mean = self._losses(part).mean() * share
+                total = total + mean.detach()
+                if last:
+                    self._announce(total, n_examples(batch))
                 self._backward(mean)
-            total = total + mean.detach()
         return total, n_examples(batch)
+
+    def _announce(self, loss: torch.Tensor, count: int) -> None:
+        """Send the loss to the other ranks; it travels while the backward pass runs."""
+        if self._ranks is not None:
+            self._ranks.announce(loss, count)
 
     def _backward(self, loss: torch.Tensor) -> None:
         self._backwards += 1
@@ -141,13 +155,22 @@ class StepRunner:
         self._guard.save()
         self._backwards = 0
         try:
-            loss, count = evaluate()
+            if self._ranks is None:
+                loss, count = evaluate()
+            else:
+                with peers_watched("a training step"):
+                    loss, count = evaluate()
         except BaseException:
             self._guard.undo()
             self._optimizer.zero_grad(set_to_none=True)
             raise
         self._guard.learn()
-        value, norm = self._finish_gradients(loss)
+        if self._ranks is None:
+            value, norm = self._finish_gradients(loss)
+        else:
+            agreed, count = self._ranks.collect()
+            value, norm = self._finish_gradients(loss, agreed)
+            loss = loss.new_tensor(value)
         if not math.isfinite(value) or (self._measure and not math.isfinite(norm)):
             self._skip(overflow=not math.isfinite(norm))
             updated = False
@@ -197,36 +220,52 @@ class StepRunner:
             if ready:
                 return ready.pop()
             loss, _ = evaluate()
-            value, norm = self._finish_gradients(loss)
+            agreed = self._ranks.collect()[0] if self._ranks is not None else None
+            value, norm = self._finish_gradients(loss, agreed)
             finite = finite and math.isfinite(value) and not (self._measure and not math.isfinite(norm))
-            return loss
+            return loss if agreed is None else loss.new_tensor(agreed)  # line searches must go alike
 
         self._optimizer.step(closure)
-        finite = finite and math.isfinite(float(_norm([p.detach() for p in self._params])))
+        size = self.whole_norm(float(_norm([local(p.detach()) for p in self._params])))
+        finite = finite and math.isfinite(size)
         if not finite:
             self._keeper.put_back(backup)
             self._skip(overflow=False)
         return finite
 
-    def _finish_gradients(self, loss: torch.Tensor) -> tuple[float, float]:
-        """Unscale, measure and clip the gradients; loss and norm as numbers, in one wait for the device."""
+    def whole_norm(self, norm: float) -> float:
+        """Norm over the whole model from that of this process's shard."""
+        if self._ranks is None or not self._ranks.sharded:
+            return norm
+        return math.sqrt(self._ranks.add_up([norm * norm])[0])
+
+    def _finish_gradients(self, loss: torch.Tensor, agreed: float | None = None) -> tuple[float, float]:
+        """Unscale, measure and clip the gradients; loss and norm as numbers, in one wait for the device.
+
+        Args:
+            loss: This process's loss.
+            agreed: The loss that all processes have agreed on.
+        """
         if self._scaler is not None:
             self._scaler.unscale_(self._optimizer)
         if self.unit_ratio is not None:
             clip_units([p for p in self._params if p.grad is not None], self.unit_ratio)
         if not self._measure:
-            return loss.item(), math.nan
-        gradients = [p.grad for p in self._params if p.grad is not None]
+            return loss.item() if agreed is None else agreed, math.nan
+        gradients = [local(p.grad) for p in self._params if p.grad is not None]
         if self._limit is None and self._cheap_check(gradients):
             if self.since_norm == 0 or self._total > SMALL_MODEL:
-                self.last_norm = self._dot_norm(gradients)
+                self.last_norm = self.whole_norm(self._dot_norm(gradients))
                 self.since_norm = self._norm_every
             self.since_norm -= 1
+            value = loss.item() if agreed is None else agreed
             if self._total > SMALL_MODEL or self.since_norm == self._norm_every - 1:
-                return loss.item(), self.last_norm
-            return loss.item(), self.last_norm if self._all_finite(gradients) else math.nan
+                return value, self.last_norm
+            return value, self.last_norm if self._all_finite(gradients) else math.nan
         norm = _norm(gradients)
-        if loss.is_cuda:
+        if agreed is not None:
+            value, size = agreed, self.whole_norm(norm.item())
+        elif loss.is_cuda:
             wide = torch.promote_types(torch.promote_types(loss.dtype, norm.dtype), torch.float32)
             value, size = torch.stack((loss.to(wide), norm.to(loss.device, wide))).tolist()
         else:
@@ -259,14 +298,17 @@ class StepRunner:
     def _all_finite(self, gradients: list[torch.Tensor]) -> bool:
         self._found.zero_()
         torch._amp_foreach_non_finite_check_and_unscale_(gradients, self._found, self._one)
-        return not self._found.item()
+        finite = not self._found.item()
+        if self._ranks is not None and self._ranks.sharded:
+            return self._ranks.add_up([float(not finite)])[0] == 0.0
+        return finite
 
     def _on_before(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
         if self._told_to_skip(optimizer):
             return
         if not self._inside:
             if self._measure and not self.needs_closure:
-                gradients = [p.grad for p in self._params if p.grad is not None]
+                gradients = [local(p.grad) for p in self._params if p.grad is not None]
                 scale = getattr(optimizer, "grad_scale", None)
                 norm = _norm(gradients)
                 self.outside_norm = norm if scale is None else norm / scale.to(norm.device)
@@ -274,7 +316,8 @@ class StepRunner:
                 self.before_step()
         if self.pending:
             self.pending = False
-            scale_velocity(optimizer)
+            sharded = self._ranks is not None and self._ranks.sharded
+            scale_velocity(optimizer, self._ranks.add_up if sharded and self._ranks is not None else None)
 
     def _told_to_skip(self, optimizer: torch.optim.Optimizer) -> bool:
         """Whether a fused optimizer is being told by its scaler to leave the weights alone."""
