@@ -382,3 +382,22 @@ class TorchAdapter:
     def listen_before_step(self, callback: Callable[[], None]) -> None:
         """Call `callback` right before each update that the host itself makes."""
         self._runner.before_step = callback
+
+    @property
+    def needs_closure(self) -> bool:
+        """Whether the optimizer evaluates the loss itself, like L-BFGS."""
+        return self._runner.needs_closure
+
+    def expect_host_step(self, *, scaled: bool = False) -> None:
+        """The host is about to update and its gradients are ready; the optimizer's hook then stays silent.
+
+        For hosts that compute gradients inside ``optimizer.step(closure)``, where PyTorch's hook comes too
+        early. Once called, it must be called before every update.
+
+        Args:
+            scaled: A gradient scaler may still skip the step: with non-finite gradients nothing is done.
+        """
+        self._runner.told_by_host = True
+        if scaled and not self._runner.finite_gradients():
+            return
+        self._runner.before_outside_step()

@@ -167,6 +167,11 @@ class Hybrid:
         self.stepped = self.adapter.real_steps != self._seen
         self._seen = self.adapter.real_steps
 
+    def resumed(self) -> None:
+        """Forget losses and updates from before `engine.load_state_dict`."""
+        self._losses.clear()
+        self._seen = self.adapter.real_steps
+
     def finish(self) -> dict[str, Any]:
         """End the run: judge an open trial with what is known, and return the summary."""
         return self.engine.finish()
