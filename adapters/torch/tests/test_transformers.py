@@ -48,7 +48,8 @@ def jumping(horizon=6.0, **tables):
 def gpt(**options):
     torch.manual_seed(0)
     sizes = {"vocab_size": 128, "n_positions": TOKENS, "n_embd": 16, "n_layer": 1, "n_head": 2}
-    return transformers.GPT2LMHeadModel(transformers.GPT2Config(**sizes, bos_token_id=0, eos_token_id=0, **options))
+    tokens = {"bos_token_id": 0, "eos_token_id": 0}
+    return transformers.GPT2LMHeadModel(transformers.GPT2Config(**sizes, **tokens, **options))
 
 
 def trainer(folder, model=None, cls=transformers.Trainer, **arguments):
@@ -167,7 +168,7 @@ def test_a_failed_verdict_puts_the_trainer_back_and_it_goes_on(tmp_path):
 
 
 def test_accumulation_and_clipping_are_the_trainers(tmp_path):
-    """One engine step per update; its loss is that of all micro-batches, its norm that of clipped gradients."""
+    """One engine step per update; its loss is of all micro-batches, its norm of clipped gradients."""
     heard = []
     host, callback = hybrid_trainer(
         tmp_path,

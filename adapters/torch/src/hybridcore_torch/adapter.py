@@ -388,16 +388,19 @@ class TorchAdapter:
         """Whether the optimizer evaluates the loss itself, like L-BFGS."""
         return self._runner.needs_closure
 
-    def expect_host_step(self, *, scaled: bool = False) -> None:
-        """The host is about to update and its gradients are ready; the optimizer's hook then stays silent.
+    def let_host_announce(self) -> None:
+        """Hear of the host's updates from `announce_step` alone, not from the optimizer's hook before a step.
 
-        For hosts that compute gradients inside ``optimizer.step(closure)``, where PyTorch's hook comes too
-        early. Once called, it must be called before every update.
+        For hosts that compute gradients inside ``optimizer.step(closure)``, where that hook comes too early.
+        """
+        self._runner.told_by_host = True
+
+    def announce_step(self, *, scaled: bool = False) -> None:
+        """The host is about to update, and its gradients are ready.
 
         Args:
             scaled: A gradient scaler may still skip the step: with non-finite gradients nothing is done.
         """
-        self._runner.told_by_host = True
         if scaled and not self._runner.finite_gradients():
             return
         self._runner.before_outside_step()

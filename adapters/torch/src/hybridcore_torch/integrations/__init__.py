@@ -1,1 +1,1 @@
-"""Callbacks for training loops that other libraries own; each module imports its library, and only its own."""
+"""Callbacks for loops that other libraries own; each module imports its library, and only its own."""

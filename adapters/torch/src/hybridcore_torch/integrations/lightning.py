@@ -33,7 +33,7 @@ __all__ = ["HybridCallback"]
 _WHERE = "HybridCallback"
 
 
-class HybridCallback(Callback):  # type: ignore[misc]
+class HybridCallback(Callback):
     """Lets the engine jump, judge and roll back between the batches of ``Trainer.fit``.
 
     Every update is Lightning's own automatic optimization: ``training_step``, precision, accumulation,
@@ -100,6 +100,7 @@ class HybridCallback(Callback):  # type: ignore[misc]
             events=self._events,
         )
         self.engine, self.adapter = self._hybrid.engine, self._hybrid.adapter
+        self.adapter.let_host_announce()
         if self.adapter.needs_closure:
             raise ModelError(
                 "the optimizer takes several looks at a batch and leaves no moment between them",
@@ -112,13 +113,11 @@ class HybridCallback(Callback):  # type: ignore[misc]
             self._hybrid.resumed()
             self._saved = {}
 
-    def on_before_optimizer_step(
-        self, trainer: Trainer, pl_module: LightningModule, optimizer: Any
-    ) -> None:
+    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Any) -> None:
         """Look at weights and gradients before the update, and before clipping."""
         require_attached(self.engine, _WHERE)
         assert self.adapter is not None
-        self.adapter.expect_host_step(scaled=self._scaled)
+        self.adapter.announce_step(scaled=self._scaled)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int

@@ -39,7 +39,7 @@ _WHERE = "HybridCallback"
 _FOLDER = "hybridcore"
 
 
-class HybridCallback(TrainerCallback):  # type: ignore[misc]
+class HybridCallback(TrainerCallback):
     """Lets the engine jump, judge and roll back between the steps of a ``Trainer``.
 
     Every optimizer step is the Trainer's own: its optimizer, schedule, precision, accumulation and clipping
@@ -205,8 +205,8 @@ class HybridCallback(TrainerCallback):  # type: ignore[misc]
         )
 
 
-def _plain(wrapped: Any, wrapper: type, where: str) -> torch.optim.Optimizer:
-    inner = wrapped.optimizer if isinstance(wrapped, wrapper) else wrapped
+def _plain(wrapped: Any, wrapper: Any, where: str) -> torch.optim.Optimizer:
+    inner: Any = wrapped.optimizer if isinstance(wrapped, wrapper) else wrapped
     if not isinstance(inner, torch.optim.Optimizer):
         raise ModelError(
             "the Trainer's optimizer has none of PyTorch's hooks",
