@@ -29,7 +29,7 @@ $(STAMP): pyproject.toml adapters/torch/pyproject.toml plugins/nowcast/pyproject
 	"$(PYTHON)" -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt \
 	  $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) \
-	  -e '.[report,tasks,dev]' -e 'adapters/torch[bench]' -e plugins/nowcast -e 'kernels/cupy[test]' torch==2.13.0
+	  -e '.[report,tasks,dev]' -e 'adapters/torch[bench,transformers,lightning]' -e plugins/nowcast -e 'kernels/cupy[test]' torch==2.13.0
 	@touch $@
 
 # One environment per further framework, so that no adapter ever sees another's.
@@ -58,8 +58,8 @@ test-nowcast: $(STAMP)  ## run the tests of the predictor nowcast
 	$(PYTEST) plugins/nowcast/tests
 
 test-jax: .venv-jax/.installed  ## run the tests of the JAX adapter
-	OMP_NUM_THREADS=1 .venv-jax/bin/python -m pytest -q --doctest-modules adapters/jax/src
-	OMP_NUM_THREADS=1 .venv-jax/bin/python -m pytest -q adapters/jax/tests
+	OMP_NUM_THREADS=1 KERAS_BACKEND=jax .venv-jax/bin/python -m pytest -q --doctest-modules adapters/jax/src
+	OMP_NUM_THREADS=1 KERAS_BACKEND=jax .venv-jax/bin/python -m pytest -q adapters/jax/tests
 
 PARITY_VENVS := $(STAMP) .venv-jax/.installed .venv-tensorflow/.installed
 
