@@ -29,7 +29,7 @@ $(STAMP): pyproject.toml adapters/torch/pyproject.toml plugins/nowcast/pyproject
 	"$(PYTHON)" -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt \
 	  $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) \
-	  -e '.[report,tasks,dev]' -e 'adapters/torch[bench,transformers,lightning]' -e plugins/nowcast -e 'kernels/cupy[test]' torch==2.13.0
+	  -e '.[report,tasks,dev]' -e 'adapters/torch[bench,transformers,lightning,keras]' -e plugins/nowcast -e 'kernels/cupy[test]' torch==2.13.0
 	@touch $@
 
 # One environment per further framework, so that no adapter ever sees another's.

@@ -130,6 +130,18 @@ def test_a_failed_verdict_restores_everything_in_the_middle_of_fit():
     assert int(model.optimizer.iterations.value) < 48
 
 
+def test_a_batch_of_nans_does_not_end_the_run():
+    """F41: the engine goes back to good weights, and Keras' running mean leaves the batch out."""
+    poisoned, heard = X[64:].copy(), []
+    poisoned[20 * 8] = np.nan
+    callback = HybridCallback(QUIET, probe=PROBE, events=[lambda *record: heard.append(record)])
+    model = net()
+    history = model.fit(poisoned, Y[64:], batch_size=8, shuffle=False, verbose=0, callbacks=[callback])
+    assert np.isfinite(history.history["loss"]).all()
+    assert all(np.isfinite(array).all() for array in everything(model))
+    assert Event.RECOVERY in [event for event, _ in heard]
+
+
 @pytest.mark.parametrize("loss", ["mse", "mean_absolute_error", keras.losses.Huber(0.5)])
 def test_losses_of_examples_have_the_compiled_mean(loss):
     """In evaluation mode of a model without BatchNorm, against ``model.evaluate``."""

@@ -111,6 +111,10 @@ class HybridCallback(keras.callbacks.Callback):
         model = self.model
         model.jax_state_sync()
         total, count = (now - before for now, before in zip(self._loss_sums(), self._seen, strict=True))
+        if not math.isfinite(total):  # the sums would hide every later loss of the epoch
+            tracker = self._tracker()
+            tracker.total.assign(self._seen[0])
+            tracker.count.assign(self._seen[1])
         params, rest = read_state(model)
         write_state(model, *hybrid.advance(params, rest, total / count if count else math.nan))
 
@@ -122,6 +126,10 @@ class HybridCallback(keras.callbacks.Callback):
         write_state(self.model, copy_tree(hybrid.adapter.params), copy_tree(hybrid.adapter.opt_state))
 
     def _loss_sums(self) -> tuple[float, float]:
+        tracker = self._tracker()
+        return float(np.asarray(tracker.total.value)), float(np.asarray(tracker.count.value))
+
+    def _tracker(self) -> Any:
         tracker = next((m for m in self.model.metrics if m.name == "loss"), None)
         if not isinstance(tracker, keras.metrics.Mean):
             raise ModelError(
@@ -130,7 +138,7 @@ class HybridCallback(keras.callbacks.Callback):
                 expected="a keras.metrics.Mean named 'loss'",
                 fix="keep Keras' own train_step, or train with hybridize and your own loop",
             )
-        return float(np.asarray(tracker.total.value)), float(np.asarray(tracker.count.value))
+        return tracker
 
     def _attached(self) -> Hybrid:
         if self._hybrid is None:
