@@ -40,8 +40,9 @@ def compiled_losses(model: Any, own: Callable[[Any, Any], Any] | None = None) ->
         former = [value.detach().clone() for value in changing]
         with _in_training(norms):
             y_pred = model(x, training=False)
-        with torch.no_grad():
-            torch._foreach_copy_(changing, former)
+        if changing:
+            with torch.no_grad():
+                torch._foreach_copy_(changing, former)
         losses: torch.Tensor = found(keras.ops.convert_to_tensor(y), y_pred)
         losses = losses.flatten(1).mean(1) if losses.ndim > 1 else losses
         return losses if weight is None else losses * keras.ops.convert_to_tensor(weight, losses.dtype)
