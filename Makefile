@@ -32,6 +32,12 @@ $(STAMP): pyproject.toml adapters/torch/pyproject.toml plugins/nowcast/pyproject
 	  -e '.[report,tasks,dev]' -e 'adapters/torch[bench]' -e plugins/nowcast -e 'kernels/cupy[test]' torch==2.13.0
 	@touch $@
 
+# Libraries that only the tests of the callbacks for other trainers need.
+$(VENV)/.hosts: $(STAMP)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt \
+	  -e 'adapters/torch[bench,transformers,lightning,keras]'
+	@touch $@
+
 # One environment per further framework, so that no adapter ever sees another's.
 .venv-%/.installed: adapters/%/pyproject.toml pyproject.toml constraints.txt
 	"$(PYTHON)" -m venv .venv-$*
@@ -47,7 +53,7 @@ test-core: $(STAMP)  ## run the tests of the core
 	$(PYTEST) --doctest-modules hybridcore
 	$(PYTEST) tests
 
-test-torch: $(STAMP)  ## run the tests of the PyTorch adapter
+test-torch: $(VENV)/.hosts  ## run the tests of the PyTorch adapter
 	$(PYTEST) adapters/torch/tests
 
 test-tensorflow: .venv-tensorflow/.installed  ## run the tests of the TensorFlow adapter
@@ -58,8 +64,8 @@ test-nowcast: $(STAMP)  ## run the tests of the predictor nowcast
 	$(PYTEST) plugins/nowcast/tests
 
 test-jax: .venv-jax/.installed  ## run the tests of the JAX adapter
-	OMP_NUM_THREADS=1 .venv-jax/bin/python -m pytest -q --doctest-modules adapters/jax/src
-	OMP_NUM_THREADS=1 .venv-jax/bin/python -m pytest -q adapters/jax/tests
+	OMP_NUM_THREADS=1 KERAS_BACKEND=jax .venv-jax/bin/python -m pytest -q --doctest-modules adapters/jax/src
+	OMP_NUM_THREADS=1 KERAS_BACKEND=jax .venv-jax/bin/python -m pytest -q adapters/jax/tests
 
 PARITY_VENVS := $(STAMP) .venv-jax/.installed .venv-tensorflow/.installed
 

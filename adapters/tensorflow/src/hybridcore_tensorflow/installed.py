@@ -41,5 +41,6 @@ def require_keras_backend() -> None:
             where="keras.backend",
             got=keras.backend.backend(),
             expected="tensorflow",
-            fix="set the environment variable KERAS_BACKEND=tensorflow before keras is imported",
+            fix="set the environment variable KERAS_BACKEND=tensorflow before keras is imported, or use "
+            "hybridcore_torch.integrations.keras or hybridcore_jax.keras_callback",
         )

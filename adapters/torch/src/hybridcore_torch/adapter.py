@@ -470,6 +470,28 @@ class TorchAdapter:
         """Call `callback` right before each update that the host itself makes."""
         self._runner.before_step = callback
 
+    @property
+    def needs_closure(self) -> bool:
+        """Whether the optimizer evaluates the loss itself, like L-BFGS."""
+        return self._runner.needs_closure
+
+    def let_host_announce(self) -> None:
+        """Hear of the host's updates from `announce_step` alone, not from the optimizer's hook before a step.
+
+        For hosts that compute gradients inside ``optimizer.step(closure)``, where that hook comes too early.
+        """
+        self._runner.told_by_host = True
+
+    def announce_step(self, *, scaled: bool = False) -> None:
+        """The host is about to update, and its gradients are ready.
+
+        Args:
+            scaled: A gradient scaler may still skip the step: with non-finite gradients nothing is done.
+        """
+        if scaled and not self._runner.finite_gradients():
+            return
+        self._runner.before_outside_step()
+
 
 def _free_on(device: torch.device) -> int:
     held = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)

@@ -100,6 +100,7 @@ class StepRunner:
         self.real_steps = 0
         self._backwards = 0
         self.before_step: Callable[[], None] | None = None
+        self.told_by_host = False
         self.outside_norm: torch.Tensor | None = None
         optimizer.register_step_pre_hook(self._on_before)
         optimizer.register_step_post_hook(self._on_after)
@@ -306,18 +307,33 @@ class StepRunner:
     def _on_before(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
         if self._told_to_skip(optimizer):
             return
-        if not self._inside:
-            if self._measure and not self.needs_closure:
-                gradients = [local(p.grad) for p in self._params if p.grad is not None]
-                scale = getattr(optimizer, "grad_scale", None)
-                norm = _norm(gradients)
-                self.outside_norm = norm if scale is None else norm / scale.to(norm.device)
-            if self.before_step is not None:
-                self.before_step()
+        if self._inside:
+            self._settle_velocity()
+        elif not self.told_by_host:
+            self.before_outside_step()
+
+    def before_outside_step(self) -> None:
+        """Measure the gradients of an update that the host is about to make, and let the engine look."""
+        if self._measure and not self.needs_closure:
+            gradients = [local(p.grad) for p in self._params if p.grad is not None]
+            scale = getattr(self._optimizer, "grad_scale", None)
+            norm = _norm(gradients)
+            self.outside_norm = norm if scale is None else norm / scale.to(norm.device)
+        if self.before_step is not None:
+            self.before_step()
+        self._settle_velocity()
+
+    def finite_gradients(self) -> bool:
+        """Whether all gradients are finite now."""
+        return math.isfinite(float(_norm([local(p.grad) for p in self._params if p.grad is not None])))
+
+    def _settle_velocity(self) -> None:
         if self.pending:
             self.pending = False
             sharded = self._ranks is not None and self._ranks.sharded
-            scale_velocity(optimizer, self._ranks.add_up if sharded and self._ranks is not None else None)
+            scale_velocity(
+                self._optimizer, self._ranks.add_up if sharded and self._ranks is not None else None
+            )
 
     def _told_to_skip(self, optimizer: torch.optim.Optimizer) -> bool:
         """Whether a fused optimizer is being told by its scaler to leave the weights alone."""
