@@ -29,9 +29,7 @@ class MuonWithAdamW(torch.optim.Optimizer):
         for part in (part for part in parts if part):
             if part[0].ndim == 2:
                 self._parts.append(
-                    torch.optim.Muon(
-                        part, lr=rate, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw"
-                    )
+                    torch.optim.Muon(part, lr=rate, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw")
                 )
             else:
                 self._parts.append(torch.optim.AdamW(part, lr=rate, weight_decay=weight_decay, fused=True))

@@ -2,9 +2,10 @@
 
     python -m benchmarks.recipes [--quick] [--only NAME] [--data DIR] [--workers N] [--minutes M] --out DIR
 
-For each recipe: the baseline as published, the hybrid run with the engine's defaults on the published settings,
-controls, the tuned baseline, the hybrid run on the tuned settings, and rivals. What is finished in the folder
-is kept, so that a call that was cut short, or that named some recipes only, is completed by the next one.
+For each recipe: the baseline as published, the hybrid run with the engine's defaults on the published
+settings, controls, the tuned baseline, the hybrid run on the tuned settings, and rivals. What is finished in
+the folder is kept, so that a call that was cut short, or that named some recipes only, is completed by the
+next one.
 """
 
 from __future__ import annotations
@@ -33,7 +34,11 @@ def read_options(arguments: Sequence[str] | None) -> argparse.Namespace:
         prog="python -m benchmarks.recipes", description=(__doc__ or "").split("\n", 1)[0]
     )
     add = parser.add_argument
-    add("--quick", action="store_true", help="three recipes, two seeds, fewer rivals; ten minutes on two cores")
+    add(
+        "--quick",
+        action="store_true",
+        help="three recipes, two seeds, two rivals; ten minutes on two cores",
+    )
     add("--only", action="append", help="recipes whose name contains this; may be repeated")
     add("--seeds", type=int, help="number of seeds; 5")
     add("--scale", type=float, default=1.0, help="steps over the published ones; shown in the table")

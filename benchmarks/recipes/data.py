@@ -182,8 +182,10 @@ def _manual(recipe: Recipe, folder: Path | None) -> Data:
 
 
 def _sine(recipe: Recipe, folder: Path | None) -> Data:
+    """Shuffled points, so that the first of them, which some rivals read, are a fair sample."""
     x = np.linspace(-math.pi, math.pi, 2000)
     between = 0.5 * (x[1:] + x[:-1])
+    x = np.random.default_rng(0).permutation(x)
 
     def batch(points: NDArray[np.float64]) -> Batch:
         return points.astype(np.float32), np.sin(points).astype(np.float32)
@@ -193,7 +195,7 @@ def _sine(recipe: Recipe, folder: Path | None) -> Data:
 
 
 def _burgers(recipe: Recipe, folder: Path | None) -> Data:
-    """Interior points, points of both walls, points of the start, each (n, 2) of x in [-1, 1], t in [0, 1]."""
+    """Points inside, on both walls and at the start, each (n, 2) of x in [-1, 1] and t in [0, 1]."""
 
     def batch(start: int, interior: int, wall: int, initial: int) -> Batch:
         points = interior_points(start, interior) * np.array([2.0, 1.0]) - np.array([1.0, 0.0])

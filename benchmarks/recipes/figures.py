@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 
 from benchmarks.recipes.plan import CONTROLS, OWN_RATE, PUBLISHED_RIVALS
 from benchmarks.recipes.rows import Row, times
+from hybridcore.report.axes import plain_log
 from hybridcore.report.profile import draw_profile, performance_ratios
 
 __all__ = ["FIGURES", "draw_all", "overhead", "profiles", "rates", "speedups"]
@@ -39,7 +40,7 @@ COLOURS = {
 
 
 def speedups(rows: Sequence[Row]) -> Any:
-    """Speed-up of the hybrid run, its best control and the tuned baseline on every recipe, cost and wall clock."""
+    """Speed-up of the hybrid run, its best control and the tuned baseline on every recipe."""
     figure = Figure(figsize=(12, 1.6 + 0.42 * len(rows)), layout="constrained")
     panels = figure.subplots(1, 2, sharey=True)
     for axis, kind, label in zip(panels, ("cost", "wall"), ("cost", "wall clock"), strict=True):
@@ -73,15 +74,16 @@ def speedups(rows: Sequence[Row]) -> Any:
                 axis.plot([max(v, FLOOR) for v in interval], [place, place], color="#0b6fd1", linewidth=2)
         axis.axvline(1.0, color="#222222", linewidth=1)
         axis.axvline(5.0, color="#222222", linewidth=1, linestyle=":")
-        axis.set(xscale="log", xlabel=f"times sooner to the baseline's final loss, {label}")
-        axis.set_xlim(left=0.85 * FLOOR)
-        axis.xaxis.set_major_formatter("{x:g}x")
+        axis.set(xlabel=f"times sooner to the baseline's final loss, {label}")
+        highest = max([6.0, *(line.get_xdata()[-1] for line in axis.lines)])
+        axis.set(xlim=(0.85 * FLOOR, 1.3 * highest), ylim=(-0.6, len(rows) - 0.4))
+        plain_log(axis, "x", "x")
         axis.grid(alpha=0.25, axis="x", which="both")
         axis.spines[["top", "right"]].set_visible(False)
     panels[0].set_yticks(range(len(rows)), [row.recipe.name for row in reversed(rows)])
     handles, labels = panels[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=3, frameon=False)
-    figure.suptitle("Published settings; hollow on the left: target missed; bars: 95 % intervals", fontsize=10)
+    figure.suptitle("Published settings; hollow: target missed; bars: 95 % intervals", fontsize=10)
     return figure
 
 
@@ -105,16 +107,21 @@ def rates(rows: Sequence[Row]) -> Any:
         heights = _apart([max(row.cost("hybrid"), FLOOR) for row in own])
         for row, height in zip(own, heights, strict=True):
             axis.annotate(
-                row.recipe.name, (ratio, height), xytext=(9, 0), textcoords="offset points", fontsize=8, va="center"
+                row.recipe.name,
+                (ratio, height),
+                xytext=(9, 0),
+                textcoords="offset points",
+                fontsize=8,
+                va="center",
             )
     axis.axhline(1.0, color="#222222", linewidth=1)
-    axis.set(xscale="log", yscale="log", xlabel="published learning rate / tuned learning rate")
+    axis.set(xlabel="published learning rate / tuned learning rate")
     axis.set(ylabel="times sooner to the baseline's final loss, cost")
     low, high = min(groups), max(groups)
-    axis.set_xlim(low / 1.5, max(high, 1.0) * 8)
-    axis.set_ylim(bottom=0.85 * FLOOR)
-    axis.yaxis.set_major_formatter("{x:g}x")
-    axis.xaxis.set_major_formatter("{x:g}")
+    axis.set_xlim(low / 1.5, max(high, 1.0) * (high / low) ** 0.3 * 1.5)
+    axis.set_ylim(0.85 * FLOOR, 1.4 * max(6.0, *(max(line.get_ydata()) for line in axis.lines)))
+    plain_log(axis, "x")
+    plain_log(axis, "y", "x")
     axis.grid(alpha=0.25, which="both")
     axis.spines[["top", "right"]].set_visible(False)
     axis.legend(frameon=False)
@@ -136,13 +143,15 @@ def profiles(rows: Sequence[Row]) -> Any:
     panels = figure.subplots(1, 2, sharey=True)
     sets = (
         ("arms that use the published settings", ("hybrid", "baseline", *PUBLISHED_RIVALS)),
-        ("also tuned ones and other optimizers", ("hybrid", "baseline", "tuned", *OWN_RATE, "lr-x10")),
+        (
+            "also tuned ones and other optimizers",
+            ("hybrid", "baseline", "tuned", "hybrid-tuned", *OWN_RATE, "lr-x10"),
+        ),
     )
     for axis, (title, arms) in zip(panels, sets, strict=True):
         found = [arm for arm in arms if any(row.arm(arm) is not None for row in rows)]
         draw_profile(axis, performance_ratios(times(rows, found), found), COLOURS)
         axis.set_title(title, fontsize=10)
-        axis.xaxis.set_major_formatter("{x:g}")
         axis.legend(frameon=False, fontsize=8)
     panels[1].set_ylabel("")
     return figure
@@ -169,8 +178,8 @@ def overhead(rows: Sequence[Row]) -> Any:
         values = [of(row) for row in shown]
         right.barh([place + offset for place in places], values, height=0.36, color=colour, label=name)
     right.set(xscale="log", xlabel="memory, MiB")
-    right.xaxis.set_major_formatter("{x:g}")
-    right.legend(frameon=False, loc="lower right")
+    plain_log(right, "x")
+    figure.legend(*right.get_legend_handles_labels(), loc="outside lower right", ncols=2, frameon=False)
     for axis in (left, right):
         axis.grid(alpha=0.25, axis="x")
         axis.spines[["top", "right"]].set_visible(False)

@@ -25,14 +25,14 @@ VISCOSITY = 0.01 / math.pi
 
 
 def build(recipe: Recipe, seed: int) -> BuiltModel:
-    """The recipe's model on the CPU; the seed decides its initial weights, PyTorch's own RNG is left alone."""
+    """The recipe's model on the CPU; the seed decides its weights, PyTorch's own RNG is left alone."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return MODELS[recipe.model](recipe, seed)
 
 
 def _glorot(model: nn.Module, biases: bool = False) -> nn.Module:
-    """Keras' initial weights: Glorot uniform, zero biases; with `biases`, scikit-learn's, which draws both."""
+    """Keras' initial weights, Glorot uniform and zero biases; with `biases` those of scikit-learn."""
     for module in model.modules():
         if isinstance(module, nn.Linear | nn.Conv2d):
             nn.init.xavier_uniform_(module.weight)
@@ -177,7 +177,7 @@ def second_derivative(model: TanhNetwork, points: Tensor, axis: int) -> tuple[Te
 
 
 def _burgers(recipe: Recipe, seed: int) -> BuiltModel:
-    """``u_t + u u_x = nu u_xx``, ``u(x, 0) = -sin(pi x)``, ``u = 0`` at both walls; the sum of three means."""
+    """``u_t + u u_x = nu u_xx``, ``u(x, 0) = -sin(pi x)``, ``u = 0`` at both walls: a sum of three means."""
     model = TanhNetwork((2, 20, 20, 20, 1))
     for layer in model.layers:
         nn.init.xavier_normal_(layer.weight)

@@ -17,9 +17,7 @@ from hybridcore.report.page import STYLE, html_table
 __all__ = ["save_page"]
 
 
-def save_page(
-    rows: Sequence[Row], plan: Plan, figures: Mapping[str, Path], origin: str, path: Path
-) -> None:
+def save_page(rows: Sequence[Row], plan: Plan, figures: Mapping[str, Path], origin: str, path: Path) -> None:
     """Write the page; it needs no other file."""
     title = "Published recipes: prediction beside its controls and rivals"
     aims, published, tuned, rivals, losses, recipes = map(_table, tables(rows, plan))

@@ -16,7 +16,8 @@ import attrs
 from benchmarks.recipes.catalogue import Recipe
 from benchmarks.recipes.data import load
 from benchmarks.rivals import RIVALS, run_rival
-from benchmarks.settings import PINN, finished
+from benchmarks.settings import PINN
+from hybridcore.compare import finished
 from hybridcore.components import check_config
 from hybridcore.config import HybridConfig
 from hybridcore.configfile import apply_overrides
@@ -39,6 +40,11 @@ OWN_RATE = ("prodigy", "muon", "lbfgs")
 """Rivals that are other optimizers."""
 
 PACKAGES = {"schedule-free": "schedulefree", "prodigy": "prodigyopt", "nowcast": "hybridcore_nowcast"}
+NOWCAST: dict[str, Any] = {
+    "controller": {"name": "threshold", "threshold": {"full_steps": 20, "correct_steps": 10}}
+}
+"""The controller under which its model card found it best; under `credit` it is never ready."""
+
 TUNING_SEED = 1000
 EVALUATIONS = 50
 
@@ -115,7 +121,7 @@ class Plan:
         if arm == "gauss-newton":
             data |= PINN
         elif arm == "nowcast":
-            data |= {"predictor": {"name": arm, arm: {"decay_steps": steps}}}
+            data |= NOWCAST | {"predictor": {"name": arm, arm: {"decay_steps": steps}}}
         return check_config(apply_overrides(data, self.overrides))
 
     def arms_of(self, recipe: Recipe) -> tuple[str, ...]:

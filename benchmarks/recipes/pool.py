@@ -46,11 +46,11 @@ def run_all(plan: Plan, wanted: Sequence[Recipe], folder: Path, workers: int) ->
                 jobs[pool.submit(plan.tune, recipe, folder / recipe.name)] = (f"{recipe.name} tuning", recipe)
             else:
                 compare(recipe)
-        waiting, done = set(jobs), 0
+        seen: set[Future[bool]] = set()
         try:
-            while waiting:
-                finished, _ = wait(waiting, return_when=FIRST_COMPLETED)
-                for job in finished:
+            while waiting := jobs.keys() - seen:
+                ended, _ = wait(waiting, return_when=FIRST_COMPLETED)
+                for job in ended:
                     name, recipe_next = jobs[job]
                     try:
                         word = "done" if job.result() else "cut short"
@@ -59,11 +59,10 @@ def run_all(plan: Plan, wanted: Sequence[Recipe], folder: Path, workers: int) ->
                     whole = whole and word == "done"
                     if recipe_next is not None and word == "done":
                         compare(recipe_next)
-                    done += 1
+                    seen.add(job)
                     seconds = time.monotonic() - started
-                    line = f"{done}/{len(jobs)} {name} {word} after {seconds:.0f} s"
+                    line = f"{len(seen)}/{len(jobs)} {name} {word} after {seconds:.0f} s"
                     print(line, file=sys.stderr, flush=True)
-                waiting = {job for job in jobs if not job.done()}
         except KeyboardInterrupt:
             pool.shutdown(wait=False, cancel_futures=True)
             return False

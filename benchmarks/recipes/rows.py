@@ -64,7 +64,7 @@ class Row:
 
     @property
     def against_tuned(self) -> float:
-        """Cost of the hybrid run to the published target over the tuned baseline's to the same; NaN without."""
+        """Cost of the hybrid run to the published target over the tuned baseline's; NaN without."""
         hybrid, tuned = self.cost("hybrid"), self.cost("tuned")
         if math.isnan(hybrid) or math.isnan(tuned):
             return math.nan

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import attrs
@@ -59,7 +58,14 @@ def _aims(rows: Sequence[Row]) -> Table:
 
 def _published(rows: Sequence[Row]) -> Table:
     head = ("recipe", "rate / tuned", "seeds", "final: baseline", "hybrid")
-    head += ("cost: hybrid", "worst seed", "wall: hybrid", "worst seed", "cost: averaged", "baseline's average")
+    head += (
+        "cost: hybrid",
+        "worst seed",
+        "wall: hybrid",
+        "worst seed",
+        "cost: averaged",
+        "baseline's average",
+    )
     head += ("best control",)
     cells = []
     for row in rows:
@@ -82,9 +88,9 @@ def _published(rows: Sequence[Row]) -> Table:
             )
         )
     note = (
-        "How many times sooner the hybrid run, with the engine's defaults on the published settings, reaches the "
-        "target: median over seeds [95 % bootstrap interval]. The target is the same seed's baseline's own "
-        "final validation loss, and a miss counts as infinite time. Cost counts a real step as 1, a "
+        "How many times sooner the hybrid run, with the engine's defaults on the published settings, reaches "
+        "the target: median over seeds [95 % bootstrap interval]. The target is the same seed's baseline's "
+        "own final validation loss, and a miss counts as infinite time. Cost counts a real step as 1, a "
         "forward pass as a third. rate / tuned: the published learning rate over the tuned one. averaged: "
         "read out by the running mean of the weights, for the hybrid and, as its control, for the baseline. "
         "Controls: random jumps, no jumps in the same duty cycle, 4 and 10 times the rate."
@@ -115,11 +121,11 @@ def _tuned(rows: Sequence[Row]) -> Table:
             )
         )
     note = (
-        "Speed-ups in cost to the published baseline's final loss. Tuned: the same optimizer at the best of the "
-        "rates on a ladder of about 3, the best one not at its edge, with the published schedule or a cosine "
-        "decay, chosen by the final validation loss on a seed of its own. hybrid over tuned: cost "
-        "of the hybrid run on the published settings over the tuned baseline's, to the published target. To "
-        "tuned's loss: speed-up of the hybrid run on the published settings to the tuned baseline's final loss."
+        "Speed-ups in cost to the published baseline's final loss. Tuned: the same optimizer at the best of "
+        "the rates on a ladder of about 3, the best one not at its edge, with the published schedule or a "
+        "cosine decay, chosen by the final validation loss on a seed of its own. hybrid over tuned: cost of "
+        "the hybrid run on the published settings over the tuned baseline's, to the published target. To "
+        "tuned's loss: the hybrid run on the published settings to the tuned baseline's final loss."
     )
     return Table("Tuned settings", note, head, tuple(cells))
 
@@ -130,8 +136,9 @@ def _rivals(rows: Sequence[Row]) -> Table:
     cells = tuple((row.recipe.name, *(_gain(row.cost(arm)) for arm in arms)) for row in rows)
     note = (
         "Speed-up in cost to the target, every arm in the same run. Up to nowcast, this project's learned "
-        "predictor, arms use the published optimizer and its settings (Schedule-Free its own version of it); Prodigy, Muon and "
-        "L-BFGS are other optimizers. gauss-newton: this project's predictor for losses that are squares."
+        "predictor, arms use the published optimizer and its settings (Schedule-Free its own version of it); "
+        "Prodigy, Muon and L-BFGS are other optimizers. gauss-newton: this project's predictor for losses "
+        "that are squares."
     )
     return Table("Beside rivals and controls", note, ("recipe", *arms), cells)
 

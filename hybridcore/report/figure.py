@@ -12,6 +12,7 @@ import numpy as np
 from hybridcore.compare import Comparison
 from hybridcore.errors import PluginError
 from hybridcore.records import RunRecord
+from hybridcore.report.axes import plain_log
 
 __all__ = ["draw", "save_figure"]
 
@@ -136,13 +137,8 @@ def _limit(axis: Any, losses: list[float], comparison: Comparison) -> None:
     starts = [r.evaluations[0].loss for r in comparison.records if r.evaluations]
     highest = min(max(losses), 2.0 * max(s for s in starts if math.isfinite(s)))
     if highest / min(losses) > 5.0:
-        from matplotlib.ticker import LogLocator, StrMethodFormatter
-
-        axis.set_yscale("log")
-        axis.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
-        axis.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
-        axis.yaxis.set_minor_formatter("")
         axis.set_ylim(0.9 * min(losses), 1.1 * highest)
+        plain_log(axis, "y")
     else:
         margin = 0.05 * (highest - min(losses)) or 0.05 * highest
         axis.set_ylim(min(losses) - margin, highest + margin)

@@ -6,6 +6,8 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from hybridcore.report.axes import plain_log
+
 __all__ = ["draw_profile", "performance_ratios", "share_within"]
 
 Times = Mapping[str, Mapping[str, float]]
@@ -69,10 +71,12 @@ def draw_profile(axis: Any, ratios: Mapping[str, Sequence[float]], colours: Mapp
             where="post",
             label=arm,
             color=colours.get(arm),
-            linewidth=2.4 if place == 0 else 1.3,
+            linewidth=2.6 if place == 0 else 1.4,
+            linestyle="-" if place == 0 else ("-", "--", "-.", ":")[place % 4],
             zorder=4 if place == 0 else 2,
         )
-    axis.set(xscale="log", xlim=(1.0, right), ylim=(-0.02, 1.02))
+    axis.set(xlim=(1.0, right), ylim=(-0.02, 1.02))
+    plain_log(axis, "x")
     axis.set(xlabel="cost to the target over the best arm's", ylabel="share of recipes")
     axis.grid(alpha=0.25, which="both")
     axis.spines[["top", "right"]].set_visible(False)
