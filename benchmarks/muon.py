@@ -11,28 +11,33 @@ from hybridcore.protocols import OptimizerSpec
 
 __all__ = ["MuonWithAdamW", "muon"]
 
+RATE = 0.02
+"""Its authors' learning rate."""
+
 
 class MuonWithAdamW(torch.optim.Optimizer):
     """Muon for matrices, AdamW for the rest, behind one optimizer whose groups a schedule can scale.
 
     Args:
-        parameters: What is trained.
-        rate: Learning rate of both; Muon's updates are scaled to the size of AdamW's.
+        parameters: What is trained; those with an attribute ``is_embedding`` are no matrices.
+        rate: Learning rate of AdamW.
         weight_decay: Decoupled, of both.
     """
 
     def __init__(self, parameters: Iterable[torch.nn.Parameter], rate: float, weight_decay: float) -> None:
         held = list(parameters)
-        parts = [[p for p in held if p.ndim == 2], [p for p in held if p.ndim != 2]]
-        super().__init__([{"params": part} for part in parts if part], {"lr": rate})
+        matrices = [p for p in held if p.ndim == 2 and not getattr(p, "is_embedding", False)]
+        inside = {id(p) for p in matrices}
+        rest = [p for p in held if id(p) not in inside]
+        groups: list[dict[str, Any]] = []
         self._parts: list[torch.optim.Optimizer] = []
-        for part in (part for part in parts if part):
-            if part[0].ndim == 2:
-                self._parts.append(
-                    torch.optim.Muon(part, lr=rate, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw")
-                )
-            else:
-                self._parts.append(torch.optim.AdamW(part, lr=rate, weight_decay=weight_decay, fused=True))
+        if matrices:
+            groups.append({"params": matrices, "lr": RATE})
+            self._parts.append(torch.optim.Muon(matrices, lr=RATE, weight_decay=weight_decay))
+        if rest:
+            groups.append({"params": rest, "lr": rate})
+            self._parts.append(torch.optim.AdamW(rest, lr=rate, weight_decay=weight_decay, fused=True))
+        super().__init__(groups, {})
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:
@@ -43,6 +48,6 @@ class MuonWithAdamW(torch.optim.Optimizer):
 
 
 def muon(parameters: list[torch.nn.Parameter], spec: OptimizerSpec) -> torch.optim.Optimizer:
-    """Muon at an Adam recipe's own rate, else at its default 1e-3."""
+    """Muon at its authors' rate, AdamW at an Adam setting's own, else at its default 1e-3."""
     rate = spec.learning_rate if spec.name in ("adam", "adamw") else 1e-3
     return MuonWithAdamW(parameters, rate, spec.weight_decay)

@@ -8,7 +8,7 @@
 - `lookahead`: slow weights, synchronised every 5 steps half the way.
 - `ema`: read-out by an exponential mean of the weights, decay 0.98.
 - `ema-nesterov`: gradients at the weights plus their momentum, decay 0.9.
-- `muon`: PyTorch's Muon for matrices beside AdamW for the rest, at an Adam setting's own rate, else 1e-3.
+- `muon`: PyTorch's Muon at 0.02 for matrices, AdamW for the rest at an Adam setting's own rate, else 1e-3.
 - `lbfgs`: PyTorch's L-BFGS on the full batch; its cost is counted in evaluations.
 
 Fast Forward: Rahamim et al., "Fast Forwarding Low-Rank Training", EMNLP 2024. Schedule-Free: Defazio et al.,

@@ -11,7 +11,6 @@ next one.
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import os
 import platform
@@ -84,18 +83,6 @@ def chosen(options: argparse.Namespace) -> list[Recipe]:
     return wanted
 
 
-def require_same(plan: Plan, folder: Path) -> None:
-    """Keep runs of another length or device out of a folder; what may differ is not recorded here."""
-    path = folder / "plan.json"
-    own = {"scale": plan.scale, "device": plan.device, "overrides": list(plan.overrides)}
-    if path.is_file():
-        found = json.loads(path.read_text(encoding="utf-8"))
-        if found != own:
-            sys.exit(f"{folder} holds runs of another plan: {found}, not {own}; name another --out")
-    else:
-        write_json(path, own)
-
-
 def write_report(plan: Plan, folder: Path) -> int:
     """Tables and figures of all recipes that a folder has runs of; how many those are."""
     from benchmarks.recipes.figures import draw_all
@@ -108,12 +95,11 @@ def write_report(plan: Plan, folder: Path) -> int:
         return 0
     start = rows[0].comparison.records[0].start
     versions = ", ".join(f"{name} {version}" for name, version in start.get("versions", {}).items())
-    scale = "published steps" if plan.scale == 1.0 else f"{plan.scale:g} times the published steps"
-    origin = f"{scale}; {plan.device}, {platform.machine()}; {versions}; {start.get('time', '')[:10]}"
-    text = markdown(rows, plan, origin)
+    origin = f"{platform.machine()}, {versions}; {start.get('time', '')[:10]}"
+    text = markdown(rows, origin)
     (folder / "table.md").write_text(text, encoding="utf-8")
-    write_json(folder / "recipes.json", {"origin": origin, **plain(rows, plan)})
-    save_page(rows, plan, draw_all(rows, folder), origin, folder / "report.html")
+    write_json(folder / "recipes.json", {"origin": origin, **plain(rows)})
+    save_page(rows, draw_all(rows, folder), origin, folder / "report.html")
     print(text)
     print(f"runs, table.md, recipes.json, report.html and figures in {folder}")
     return len(rows)
@@ -125,17 +111,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     plan, wanted = plan_of(options), chosen(options)
     if options.list:
         for recipe in wanted:
-            steps = plan.steps(recipe)
-            seconds = 1e-3 * recipe.step_ms * steps
-            print(f"{recipe.name:18} {steps:6d} steps, about {seconds:5.0f} s a run: {recipe.published}")
+            steps, seconds = plan.steps(recipe), plan.guess(recipe)
+            arms = len(plan.arms_of(recipe))
+            whole = seconds * (arms * len(plan.seeds) + (0 if options.no_tuned else 7))
+            print(
+                f"{recipe.name:18} {steps:6d} steps, a run about {seconds:4.0f} s, {arms} arms and tuning "
+                f"{whole:6.0f} s: {recipe.published}"
+            )
         return 0
     folder = options.out or Path("runs") / time.strftime("recipes-%Y%m%d-%H%M%S")
-    folder.mkdir(parents=True, exist_ok=True)
-    require_same(plan, folder)
     complete = True
     if not options.read:
         from benchmarks.recipes.pool import run_all
 
+        for recipe in wanted:
+            plan.claim(folder / recipe.name)
         complete = run_all(plan, wanted, folder, options.workers)
     write_report(plan, folder)
     if not complete:

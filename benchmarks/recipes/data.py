@@ -106,7 +106,7 @@ def _fashion_mnist(recipe: Recipe, folder: Path | None) -> Data:
     arrays = _fashion(_file("fashion-mnist", folder).resolve())
     start = len(arrays[0]) - 10_000
     order = np.random.default_rng(0).permutation(start)
-    return _split(arrays, recipe, order[1024:], order[:1024], np.arange(start, len(arrays[0])))
+    return _split(arrays, recipe, order[1024:], order[:1024], np.arange(start, start + 5000))
 
 
 def _mnist(recipe: Recipe, folder: Path | None) -> Data:
@@ -156,7 +156,7 @@ def _shakespeare(recipe: Recipe, folder: Path | None) -> Data:
 
     training = np.arange(cut - 20_000 - context)
     probing = np.arange(cut - 20_000, cut - context - 1, context)
-    validating = np.linspace(cut, len(text) - context - 1, 512).astype(np.int64)
+    validating = np.linspace(cut, len(text) - context - 1, 256).astype(np.int64)
     return Data(
         training.size,
         lambda seed: ShuffledBatches(windows, training.size, recipe.batch_size, seed)(),

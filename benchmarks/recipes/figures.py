@@ -7,12 +7,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import attrs
 from matplotlib.backends.backend_agg import FigureCanvasAgg  # noqa: F401 - the backend of savefig
 from matplotlib.figure import Figure
 
 from benchmarks.recipes.plan import CONTROLS, OWN_RATE, PUBLISHED_RIVALS
 from benchmarks.recipes.rows import Row, times
 from hybridcore.report.axes import plain_log
+from hybridcore.report.overhead import draw_overhead, overheads
 from hybridcore.report.profile import draw_profile, performance_ratios
 
 __all__ = ["FIGURES", "draw_all", "overhead", "profiles", "rates", "speedups"]
@@ -158,45 +160,16 @@ def profiles(rows: Sequence[Row]) -> Any:
 
 
 def overhead(rows: Sequence[Row]) -> Any:
-    """Extra time per real step beside what trials cost, and memory of history beside the weights."""
-    figure = Figure(figsize=(12, 1.6 + 0.36 * len(rows)), layout="constrained")
-    left, right = figure.subplots(1, 2, sharey=True)
-    places = range(len(rows))
-    shown = list(reversed(rows))
-    extra = [100 * row.overhead for row in shown]
-    left.barh(places, extra, color="#0b6fd1", height=0.6)
-    left.axvline(2.0, color="#b8402f", linewidth=1, linestyle=":")
-    left.set(xlabel="extra time of as many real steps, % of the baseline's (dotted: the aim, 2 %)")
-    left.set_yticks(places, [row.recipe.name for row in shown])
-    widest = max((abs(value) for value in extra if math.isfinite(value)), default=1.0)
-    for place, value in zip(places, extra, strict=True):
-        left.text(max(value, 0.0) + 0.01 * widest, place, f"{value:.1f}", va="center", fontsize=8)
-    for name, colour, offset, of in (
-        ("weights", "#777777", 0.2, _weights),
-        ("history", "#0b6fd1", -0.2, _history),
-    ):
-        values = [of(row) for row in shown]
-        right.barh([place + offset for place in places], values, height=0.36, color=colour, label=name)
-    right.set(xscale="log", xlabel="memory, MiB")
-    plain_log(right, "x")
-    figure.legend(*right.get_legend_handles_labels(), loc="outside lower right", ncols=2, frameon=False)
-    for axis in (left, right):
-        axis.grid(alpha=0.25, axis="x")
-        axis.spines[["top", "right"]].set_visible(False)
-    return figure
-
-
-def _weights(row: Row) -> float:
-    return 4.0 * float(row.comparison.records[0].start.get("parameters", 0)) / 2**20
-
-
-def _history(row: Row) -> float:
+    """Extra time and memory of the hybrid run on every recipe."""
     found = [
-        float((record.summary or {}).get("history_bytes", 0))
-        for record in row.comparison.records
-        if record.arm == "hybrid"
+        attrs.evolve(entry, label=row.recipe.name)
+        for row in rows
+        for entry in overheads(row.comparison)
+        if entry.label == "hybrid"
     ]
-    return max(found, default=0.0) / 2**20
+    figure = Figure(figsize=(12, 1.6 + 0.4 * len(found)), layout="constrained")
+    draw_overhead(figure, found)
+    return figure
 
 
 FIGURES = {

@@ -46,7 +46,9 @@ NOWCAST: dict[str, Any] = {
 """The controller under which its model card found it best; under `credit` it is never ready."""
 
 TUNING_SEED = 1000
-EVALUATIONS = 50
+EVALUATIONS = 40
+READ_TWICE = ("baseline", "hybrid", "tuned")
+"""Arms that are also read out by the running average of their weights."""
 
 
 @attrs.frozen
@@ -115,7 +117,7 @@ class Plan:
                 "weight_decay": recipe.weight_decay,
                 "data": str(self.data or ""),
             },
-            "average": {"enabled": True},
+            "average": {"enabled": arm in READ_TWICE},
             "metrics": {"step_every": max(1, steps // 300)},
         }
         if arm == "gauss-newton":
@@ -123,6 +125,29 @@ class Plan:
         elif arm == "nowcast":
             data |= NOWCAST | {"predictor": {"name": arm, arm: {"decay_steps": steps}}}
         return check_config(apply_overrides(data, self.overrides))
+
+    def claim(self, folder: Path) -> None:
+        """Keep runs of another length or on another device out of a recipe's folder.
+
+        Raises:
+            SystemExit: It holds such runs.
+        """
+        path, own = folder / "plan.json", self.kept()
+        if not path.is_file():
+            write_json(path, own)
+        elif (found := json.loads(path.read_text(encoding="utf-8"))) != own:
+            raise SystemExit(f"{folder} holds runs of another plan: {found}, not {own}; name another --out")
+
+    def kept(self) -> dict[str, Any]:
+        """What all runs of a recipe have in common."""
+        return {"scale": self.scale, "device": self.device, "overrides": list(self.overrides)}
+
+    def found(self, folder: Path) -> Plan:
+        """This plan with the length and the device that a recipe's folder was run with."""
+        data = json.loads((folder / "plan.json").read_text(encoding="utf-8"))
+        return attrs.evolve(
+            self, scale=data["scale"], device=data["device"], overrides=tuple(data["overrides"])
+        )
 
     def arms_of(self, recipe: Recipe) -> tuple[str, ...]:
         """Arms that can be run on a recipe with the packages that are here."""
@@ -140,14 +165,17 @@ class Plan:
             json.loads(path.read_text(encoding="utf-8")).get("elapsed") or 0.0
             for path in folder.rglob("summary.json")
         ]
-        guess = 1e-3 * recipe.step_ms * self.steps(recipe) if self.device == "cpu" else 0.0
-        return max(found, default=guess)
+        return max(found, default=self.guess(recipe))
+
+    def guess(self, recipe: Recipe) -> float:
+        """Seconds of a run on one CPU core, evaluation apart; elsewhere 5 ms a step, whatever the model."""
+        return 1e-3 * (recipe.step_ms if self.device == "cpu" else 5.0) * self.steps(recipe)
 
     def late(self, recipe: Recipe, folder: Path) -> bool:
         """Whether the next run would not end before the deadline."""
         if math.isinf(self.deadline):
             return False
-        return time.time() + 1.3 * self.seconds(recipe, folder) > self.deadline
+        return time.time() + 1.6 * self.seconds(recipe, folder) > self.deadline
 
     def tune(self, recipe: Recipe, folder: Path) -> bool:
         """Find the best rate and schedule of the baseline and write ``tuning.json``; False where cut short.
@@ -200,7 +228,8 @@ class Plan:
     def _candidate(self, recipe: Recipe, tuned: Tuned, place: Path, registry: Registry) -> float:
         if not finished(place):
             shutil.rmtree(place, ignore_errors=True)
-            config = self.configuration(recipe, TUNING_SEED, tuned=tuned)
+            config = self.configuration(recipe, TUNING_SEED, "candidate", tuned)
+            config = attrs.evolve(config, run=attrs.evolve(config.run, evaluate_every=config.run.steps))
             try:
                 result = train(config, "tuned", False, place, None, registry)
             except DivergenceError:

@@ -14,6 +14,7 @@ from benchmarks.recipes.plan import CONTROLS, OWN_RATE, PUBLISHED_RIVALS, Plan, 
 from benchmarks.rivals import RIVALS
 from hybridcore.compare import ArmRow, Comparison, read_comparison
 from hybridcore.records import RunRecord, speedup
+from hybridcore.report.overhead import overheads
 from hybridcore.report.profile import performance_ratios, share_within
 
 __all__ = ["Aim", "Row", "aims", "read_row", "times"]
@@ -29,7 +30,7 @@ class Row:
         recipe: The recipe.
         comparison: All its finished runs; the target of each seed is its baseline's final validation loss.
         tuned: The best settings; None where nothing was tuned.
-        steps: Real steps of a run.
+        plan: Length and device of the runs.
         to_tuned_cost: Median speed-up in cost of the hybrid run to the tuned baseline's final loss; 0 where
             it is missed, NaN where it was not run.
         to_tuned_wall: The same in seconds.
@@ -38,7 +39,7 @@ class Row:
     recipe: Recipe
     comparison: Comparison
     tuned: Tuned | None
-    steps: int
+    plan: Plan
     to_tuned_cost: float
     to_tuned_wall: float
 
@@ -73,13 +74,8 @@ class Row:
     @property
     def overhead(self) -> float:
         """Share by which the hybrid run's real steps take longer than the baseline's; median over seeds."""
-        elapsed: dict[str, dict[int, float]] = {"baseline": {}, "hybrid": {}}
-        for record in self.comparison.records:
-            if record.arm in elapsed and record.summary is not None:
-                elapsed[record.arm][record.seed] = float(record.summary["elapsed"])
-        base, own = elapsed["baseline"], elapsed["hybrid"]
-        ratios = [own[seed] / base[seed] - 1.0 for seed in own if base.get(seed)]
-        return median(ratios) if ratios else math.nan
+        found = [entry for entry in overheads(self.comparison) if entry.label == "hybrid"]
+        return found[0].extra_time if found else math.nan
 
 
 def read_row(recipe: Recipe, plan: Plan, folder: Path) -> Row | None:
@@ -100,7 +96,7 @@ def read_row(recipe: Recipe, plan: Plan, folder: Path) -> Row | None:
         recipe,
         result,
         plan.tuned(folder),
-        plan.steps(recipe),
+        plan.found(folder),
         median(cost for cost, _ in gains) if gains else math.nan,
         median(wall for _, wall in gains) if gains else math.nan,
     )

@@ -9,17 +9,12 @@ from typing import Any
 import attrs
 
 from benchmarks.recipes.data import data_of
-from benchmarks.recipes.plan import CONTROLS, OWN_RATE, PUBLISHED_RIVALS, Plan
+from benchmarks.recipes.plan import CONTROLS, OWN_RATE, PUBLISHED_RIVALS
 from benchmarks.recipes.rows import Row, aims
 from hybridcore.compare import ArmRow
 from hybridcore.metrics import plain_json
 
 __all__ = ["Table", "markdown", "plain", "tables"]
-
-WORDS = {
-    "seeds": "median over seeds of the ratio to the same seed's baseline",
-    "target": "the target is the same seed's baseline's own final validation loss",
-}
 
 
 @attrs.frozen
@@ -39,7 +34,7 @@ class Table:
     cells: tuple[tuple[str, ...], ...]
 
 
-def tables(rows: Sequence[Row], plan: Plan) -> list[Table]:
+def tables(rows: Sequence[Row]) -> list[Table]:
     """All tables of the round."""
     return [
         _aims(rows),
@@ -47,7 +42,7 @@ def tables(rows: Sequence[Row], plan: Plan) -> list[Table]:
         _tuned(rows),
         _rivals(rows),
         _losses(rows),
-        _recipes(rows, plan),
+        _recipes(rows),
     ]
 
 
@@ -151,15 +146,17 @@ def _losses(rows: Sequence[Row]) -> Table:
     return Table("Final validation losses", "Medians over seeds.", ("recipe", *arms), cells)
 
 
-def _recipes(rows: Sequence[Row], plan: Plan) -> Table:
-    head = ("recipe", "published", "here", "data", "steps", "source")
+def _recipes(rows: Sequence[Row]) -> Table:
+    head = ("recipe", "published", "here", "data", "steps", "device", "source")
     cells = tuple(
         (
             row.recipe.name,
             row.recipe.published,
             row.recipe.replaced or "-",
-            data_of(row.recipe, plan.data),
-            f"{row.steps}" + ("" if plan.scale == 1.0 else f" (published x {plan.scale:g})"),
+            data_of(row.recipe, row.plan.data),
+            f"{row.plan.steps(row.recipe)}"
+            + ("" if row.plan.scale == 1.0 else f" (published x {row.plan.scale:g})"),
+            row.plan.device,
             row.recipe.source,
         )
         for row in rows
@@ -167,10 +164,10 @@ def _recipes(rows: Sequence[Row], plan: Plan) -> Table:
     return Table("Recipes", "", head, cells)
 
 
-def markdown(rows: Sequence[Row], plan: Plan, origin: str) -> str:
+def markdown(rows: Sequence[Row], origin: str) -> str:
     """All tables as Markdown."""
     parts = [origin]
-    for table in tables(rows, plan):
+    for table in tables(rows):
         lines = [f"**{table.title}.** {table.note}".rstrip(), "", _line(table.head)]
         lines.append("|" + "---|" * len(table.head))
         parts.append("\n".join([*lines, *(_line(cells) for cells in table.cells)]))
@@ -181,19 +178,17 @@ def _line(cells: Sequence[str]) -> str:
     return "| " + " | ".join(cells) + " |"
 
 
-def plain(rows: Sequence[Row], plan: Plan) -> dict[str, Any]:
+def plain(rows: Sequence[Row]) -> dict[str, Any]:
     """Everything as plain data."""
     data: dict[str, Any] = plain_json(
         {
-            "scale": plan.scale,
-            "device": plan.device,
-            "overrides": plan.overrides,
             "aims": [attrs.asdict(aim) for aim in aims(rows)],
             "recipes": [
                 {
                     **attrs.asdict(row.recipe),
-                    "data_used": data_of(row.recipe, plan.data),
-                    "steps_run": row.steps,
+                    **row.plan.kept(),
+                    "data_used": data_of(row.recipe, row.plan.data),
+                    "steps_run": row.plan.steps(row.recipe),
                     "tuned": None if row.tuned is None else attrs.asdict(row.tuned),
                     "to_tuned_cost": row.to_tuned_cost,
                     "to_tuned_wall": row.to_tuned_wall,

@@ -55,6 +55,9 @@ def recipe(
     source, built = load(found, Path(data) if data else None), build(found, seed)
     built.model.to(place)
     spec = OptimizerSpec(optimizer, learning_rate, 0.9, weight_decay, schedule, steps)
+    for module in built.model.modules():
+        if isinstance(module, torch.nn.Embedding):
+            module.weight.is_embedding = True  # type: ignore[assignment]  # Muon leaves it to AdamW
     trainable = [p for p in built.model.parameters() if p.requires_grad]
     used = (make or partial(make_optimizer, found))(trainable, spec)
     epoch = max(1, round(steps / (found.epochs or 1)))

@@ -11,7 +11,8 @@ from pathlib import Path
 
 from hybridcore.compare import Comparison
 from hybridcore.records import RunRecord
-from hybridcore.report.figure import draw
+from hybridcore.report.figure import draw, matplotlib_figure
+from hybridcore.report.overhead import Overhead, draw_overhead, overheads
 from hybridcore.report.table import arm_cells, arm_columns, number, summary_lines
 
 __all__ = ["STYLE", "html_table", "render_page", "save_page"]
@@ -62,6 +63,8 @@ def render_page(comparison: Comparison) -> str:
     hybrid = next((record for record in comparison.records if record.arm == "hybrid"), None)
     if hybrid is not None:
         parts += _hybrid(hybrid)
+    if found := overheads(comparison):
+        parts += ["<h2>Overhead and memory</h2>", _overhead_image(found), _overhead_table(found)]
     parts += ["<h2>How it was run</h2>", html_table(("", ""), _origin(comparison))]
     if comparison.interrupted:
         parts.insert(1, "<p><b>Interrupted: the page shows what was measured so far.</b></p>")
@@ -129,6 +132,24 @@ def html_table(headings: Sequence[str], rows: Iterable[Sequence[str]], caption: 
     note = f"<caption>{escape(caption)}</caption>" if caption else ""
     shown = f"<thead><tr>{head}</tr></thead>" if any(headings) else ""
     return f'<div class="wide"><table>{note}{shown}<tbody>{body}</tbody></table></div>'
+
+
+def _overhead_table(found: Sequence[Overhead]) -> str:
+    cells = [
+        (o.label, f"{o.extra_time:+.1%}", f"{o.trials:.1%}", number(o.history), number(o.weights))
+        for o in found
+    ]
+    headings = ("arm", "extra time", "of the run on trials", "history, MiB", "weights, MiB")
+    return html_table(headings, cells, "Extra time: against the paired baseline with as many real steps.")
+
+
+def _overhead_image(found: Sequence[Overhead]) -> str:
+    buffer = io.BytesIO()
+    figure = matplotlib_figure()(figsize=(12, 1.4 + 0.36 * len(found)), layout="constrained")
+    draw_overhead(figure, found)
+    figure.savefig(buffer, format="png", dpi=120)
+    data = base64.b64encode(buffer.getvalue()).decode()
+    return f'<img alt="Overhead and memory" src="data:image/png;base64,{data}">'
 
 
 def _image(comparison: Comparison) -> str:
