@@ -34,7 +34,7 @@ def compare(
     """Train baseline, hybrid and controls, paired and interleaved, and report the time to the same loss.
 
     Args:
-        config: TOML file, or the name of a preset.
+        config: TOML file, or the name of a preset or of a task.
         seeds: Number of seeds, counted up from run.seed.
         arms: Arms to run, separated by spaces or commas; the baseline is always among them.
         framework: Use this framework instead of run.framework.

@@ -170,7 +170,9 @@ def phase_spans(record: RunRecord) -> dict[str, list[tuple[float, float]]]:
     """
     last = record.evaluations[-1].step if record.evaluations else 0
     starts = [(float(p["step"]), str(p["phase"])) for p in record.phases]
-    if starts and starts[0][0] > 0.0:
+    if not starts:
+        return {}
+    if starts[0][0] > 0.0:
         starts.insert(0, (0.0, "warmup"))  # a run begins in it, and no event says so
     spans: dict[str, list[tuple[float, float]]] = {}
     for (begin, phase), (end, _) in zip(starts, [*starts[1:], (float(last), "")], strict=True):
