@@ -17,6 +17,7 @@ import platform
 import sys
 import time
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 
 from benchmarks.recipes.catalogue import RECIPES, Recipe
@@ -85,8 +86,6 @@ def chosen(options: argparse.Namespace) -> list[Recipe]:
 
 def write_report(plan: Plan, folder: Path) -> int:
     """Tables and figures of all recipes that a folder has runs of; how many those are."""
-    from benchmarks.recipes.figures import draw_all
-    from benchmarks.recipes.page import save_page
     from benchmarks.recipes.rows import read_row
     from benchmarks.recipes.table import markdown, plain
 
@@ -99,9 +98,15 @@ def write_report(plan: Plan, folder: Path) -> int:
     text = markdown(rows, origin)
     (folder / "table.md").write_text(text, encoding="utf-8")
     write_json(folder / "recipes.json", {"origin": origin, **plain(rows)})
-    save_page(rows, draw_all(rows, folder), origin, folder / "report.html")
+    if find_spec("matplotlib") is None:
+        print(f"no figures: pip install 'hybridcore[report]', then --read --out {folder}", file=sys.stderr)
+    else:
+        from benchmarks.recipes.figures import draw_all
+        from benchmarks.recipes.page import save_page
+
+        save_page(rows, draw_all(rows, folder), origin, folder / "report.html")
     print(text)
-    print(f"runs, table.md, recipes.json, report.html and figures in {folder}")
+    print(f"runs, tables and figures in {folder}")
     return len(rows)
 
 

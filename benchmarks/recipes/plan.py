@@ -7,6 +7,7 @@ import math
 import shutil
 import tempfile
 import time
+from importlib.metadata import entry_points
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -39,7 +40,7 @@ PUBLISHED_RIVALS = ("fast-forward", "schedule-free", "lookahead", "ema", "ema-ne
 OWN_RATE = ("prodigy", "muon", "lbfgs")
 """Rivals that are other optimizers."""
 
-PACKAGES = {"schedule-free": "schedulefree", "prodigy": "prodigyopt", "nowcast": "hybridcore_nowcast"}
+PACKAGES = {"schedule-free": "schedulefree", "prodigy": "prodigyopt"}
 NOWCAST: dict[str, Any] = {
     "controller": {"name": "threshold", "threshold": {"full_steps": 20, "correct_steps": 10}}
 }
@@ -153,6 +154,8 @@ class Plan:
         """Arms that can be run on a recipe with the packages that are here."""
         left_out = set(recipe.without)
         left_out |= {arm for arm, package in PACKAGES.items() if find_spec(package) is None}
+        if not any(point.name == "nowcast" for point in entry_points(group="hybridcore")):
+            left_out.add("nowcast")
         if recipe.model not in ("burgers", "polynomial"):
             left_out.add("gauss-newton")
         if not recipe.full_batch:
