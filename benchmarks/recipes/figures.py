@@ -10,6 +10,7 @@ from typing import Any
 import attrs
 from matplotlib.backends.backend_agg import FigureCanvasAgg  # noqa: F401 - the backend of savefig
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
 from benchmarks.recipes.plan import CONTROLS, OWN_RATE, PUBLISHED_RIVALS
 from benchmarks.recipes.rows import Row, times
@@ -70,7 +71,6 @@ def speedups(rows: Sequence[Row]) -> Any:
                     markerfacecolor="none" if missed else colour,
                     linestyle="none",
                     zorder=4 if name == "hybrid" else 3,
-                    label=name if place == 0 else None,
                 )
             if not math.isnan(interval[0]):
                 axis.plot([max(v, FLOOR) for v in interval], [place, place], color="#0b6fd1", linewidth=2)
@@ -83,8 +83,9 @@ def speedups(rows: Sequence[Row]) -> Any:
         axis.grid(alpha=0.25, axis="x", which="both")
         axis.spines[["top", "right"]].set_visible(False)
     panels[0].set_yticks(range(len(rows)), [row.recipe.name for row in reversed(rows)])
-    handles, labels = panels[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=3, frameon=False)
+    looks = (("hybrid", "o", "#0b6fd1"), ("best control", "s", "#b8402f"), ("tuned baseline", "D", "#1b8a5a"))
+    handles = [Line2D([], [], marker=m, color=c, linestyle="none", label=name) for name, m, c in looks]
+    figure.legend(handles=handles, loc="outside lower center", ncols=3, frameon=False)
     figure.suptitle("Published settings; hollow: target missed; bars: 95 % intervals", fontsize=10)
     return figure
 

@@ -140,10 +140,11 @@ def aims(rows: Sequence[Row]) -> list[Aim]:
     fast_wall = [row.recipe.name for row in rows if row.wall("hybrid") >= 5.0]
     slow = [row.recipe.name for row in rows if not _not_slower(row)]
     slow_wall = [row.recipe.name for row in rows if not row.wall("hybrid") >= 0.98]
-    arms = ("baseline", "hybrid", *PUBLISHED_RIVALS)
+    named = ("baseline", "hybrid", *PUBLISHED_RIVALS)
+    arms = [arm for arm in named if any(row.arm(arm) is not None for row in rows)]
     ratios = performance_ratios(times(rows, arms), arms)
     shares = {arm: share_within(values, WITHIN) for arm, values in ratios.items()}
-    best = max(shares, key=lambda arm: (shares[arm], arm == "hybrid")) if rows else "-"
+    others = [share for arm, share in shares.items() if arm != "hybrid"]
     tuned = [row for row in rows if not math.isnan(row.against_tuned)]
     near = [row for row in tuned if row.against_tuned <= 1.1]
     return [
@@ -168,7 +169,7 @@ def aims(rows: Sequence[Row]) -> list[Aim]:
                 for arm, share in sorted(shares.items(), key=lambda item: -item[1])
                 if not math.isnan(share)
             ),
-            best == "hybrid",
+            bool(rows) and shares["hybrid"] > max(others),
         ),
         Aim(
             "within 1.1 times the tuned baseline's cost to the published target on at least 8 of 10",
