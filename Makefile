@@ -10,12 +10,14 @@ TORCH_INDEX ?=
 ARMS ?= baseline,hybrid,frozen,random,lr-x10,tuned
 # Options of the prediction benchmark, for example --full, or --data DIR for Fashion-MNIST.
 PREDICT ?=
+# Options of the recipes' benchmark, for example --data DIR, --only nanogpt, --workers 16.
+RECIPES ?=
 # The suites train tiny models: more threads per process only get into each other's way.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q
 
 .DEFAULT_GOAL := help
 .PHONY: help venv demo test test-core test-torch test-jax test-tensorflow test-nowcast test-cupy
-.PHONY: test-parity test-parity-quick lint bench bench-predict bench-dynamics clean
+.PHONY: test-parity test-parity-quick lint bench bench-quick bench-recipes bench-predict bench-dynamics clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -87,6 +89,12 @@ lint: $(STAMP)  ## check style, types and dependency direction
 
 bench: $(STAMP)  ## measure the engine's bookkeeping, a quick round
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/overhead.py --quick
+
+bench-quick: $(STAMP)  ## run three published recipes with controls and rivals, ten minutes on two cores
+	$(BIN)/python -m benchmarks.recipes --quick --out runs/bench-quick $(RECIPES)
+
+bench-recipes: $(STAMP)  ## run all published recipes, hours on two cores; goes on where it stopped
+	$(BIN)/python -m benchmarks.recipes --out runs/bench-recipes $(RECIPES)
 
 bench-predict: $(STAMP)  ## measure what prediction gains against the learning rate, about ten minutes
 	$(BIN)/python -m benchmarks.predict $(PREDICT)

@@ -11,7 +11,8 @@ from typing import Any
 import attrs
 
 from benchmarks.rivals import RIVALS
-from benchmarks.settings import Setting, finished
+from benchmarks.settings import Setting
+from hybridcore.compare import finished
 from hybridcore.records import RunRecord, read_run, speedup
 
 __all__ = ["CURVE_ARMS", "Point", "curve", "curve_table", "draw_curve"]

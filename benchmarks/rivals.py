@@ -8,6 +8,7 @@
 - `lookahead`: slow weights, synchronised every 5 steps half the way.
 - `ema`: read-out by an exponential mean of the weights, decay 0.98.
 - `ema-nesterov`: gradients at the weights plus their momentum, decay 0.9.
+- `muon`: PyTorch's Muon at 0.02 for matrices, AdamW for the rest at an Adam setting's own rate, else 1e-3.
 - `lbfgs`: PyTorch's L-BFGS on the full batch; its cost is counted in evaluations.
 
 Fast Forward: Rahamim et al., "Fast Forwarding Low-Rank Training", EMNLP 2024. Schedule-Free: Defazio et al.,
@@ -17,6 +18,7 @@ NeurIPS 2019. EMA-Nesterov: arXiv 2605.25395, left on for the whole run.
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -29,7 +31,7 @@ import numpy as np
 
 from hybridcore.baseline import Baseline
 from hybridcore.clock import Stopwatch
-from hybridcore.components import build_component
+from hybridcore.components import build_component, import_function
 from hybridcore.config import HybridConfig, MetricsConfig
 from hybridcore.events import EventBus
 from hybridcore.layout import Buckets
@@ -230,6 +232,12 @@ def _prodigy(parameters: list[Any], spec: OptimizerSpec) -> Any:
     return prodigyopt.Prodigy(parameters, lr=1.0, weight_decay=spec.weight_decay)
 
 
+def _muon(parameters: list[Any], spec: OptimizerSpec) -> Any:
+    from benchmarks.muon import muon
+
+    return muon(parameters, spec)
+
+
 @attrs.frozen
 class Rival:
     """What a rival is.
@@ -271,6 +279,9 @@ class RivalRun:
         """The configured task with the rival's own optimizer, evaluated through its read-out."""
         if self._rival.optimizer is None:
             built = build_task(config, registry)
+        elif (function := _own_optimizer(config.task.name)) is not None:
+            run, options = config.run, config.task.options
+            built = function(run.framework, run.seed, run.device, **options, make=self._rival.optimizer)
         else:
             framework: Any = load_framework(config.run.framework)
             problem = problem_of(config, registry)
@@ -287,6 +298,13 @@ class RivalRun:
         self._loop = self._rival.loop(task, events, clock, config.metrics)
         self._loop.limit = config.run.steps
         return self._loop
+
+
+def _own_optimizer(name: str) -> Callable[..., TaskRun] | None:
+    """The function of a task by module:function, where it takes the maker of an optimizer."""
+    function = import_function(name) if ":" in name else None
+    takes = function is not None and "make" in inspect.signature(function).parameters
+    return function if takes else None
 
 
 def problem_of(config: HybridConfig, registry: Registry) -> Problem:
@@ -306,6 +324,7 @@ RIVALS: dict[str, Rival] = {
     "fast-forward-undo": Rival(FastForwardUndo),
     "schedule-free": Rival(TrainEvalOptimizer, _schedule_free, options={"schedule": "constant"}),
     "prodigy": Rival(Loop, _prodigy, own_rate=True),
+    "muon": Rival(Loop, _muon),
     "lookahead": Rival(Lookahead),
     "ema": Rival(Ema),
     "ema-nesterov": Rival(EmaNesterov),

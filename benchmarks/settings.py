@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import tempfile
 from collections.abc import Mapping
@@ -12,6 +11,7 @@ from typing import Any
 import attrs
 
 from benchmarks.rivals import RIVALS, run_rival
+from hybridcore.compare import finished
 from hybridcore.components import build_component, check_config
 from hybridcore.config import HybridConfig
 from hybridcore.configfile import apply_overrides
@@ -227,15 +227,6 @@ class Plan:
             options = self.configuration(setting).task.options
             task = build_component(registry.get("task", TASKS[setting.model]), options, "task")
             base_weights(task.config, self.device)
-
-
-def finished(place: Path) -> bool:
-    """Whether a folder holds a run that came to its end."""
-    try:
-        summary = json.loads((place / "summary.json").read_text(encoding="utf-8"))
-    except (FileNotFoundError, json.JSONDecodeError):
-        return False
-    return not summary.get("interrupted", True)
 
 
 def _run_arm(config: HybridConfig, arm: str, place: Path, registry: Registry) -> None:

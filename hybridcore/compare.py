@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import math
+import shutil
 import tempfile
+import tomllib
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from statistics import median
@@ -12,19 +15,29 @@ from typing import TYPE_CHECKING, Any
 import attrs
 import numpy as np
 
-from hybridcore.arms import ARMS, base_rate, check_arm, scale_rate
+from hybridcore.arms import ARMS, base_rate, check_arm, plan_arm, scale_rate
 from hybridcore.config import HybridConfig
+from hybridcore.configfile import dump_config, read_data
 from hybridcore.errors import MetricsError
 from hybridcore.events import Listener
 from hybridcore.metrics import plain_json
-from hybridcore.records import RunRecord, Speedup, loss_gap, read_run, speedup
+from hybridcore.records import RunRecord, loss_gap, read_run, speedup
 from hybridcore.runner import require_unused, run_task, train, write_json
 from hybridcore.tuning import CANDIDATES, tune
 
 if TYPE_CHECKING:
     from hybridcore.plugins import Registry
 
-__all__ = ["DEFAULT_ARMS", "ArmRow", "Comparison", "compare", "read_comparison", "summarise", "warm_up"]
+__all__ = [
+    "DEFAULT_ARMS",
+    "ArmRow",
+    "Comparison",
+    "compare",
+    "finished",
+    "read_comparison",
+    "summarise",
+    "warm_up",
+]
 
 DEFAULT_ARMS = ("baseline", "hybrid", "none", "frozen", "random", "lr-x2", "lr-x4", "lr-x10")
 """Arms that are run unless others are named."""
@@ -83,7 +96,8 @@ class Comparison:
     Attributes:
         directory: Folder of the runs.
         records: All runs.
-        targets: Validation loss to reach, by seed: the final one of that seed's baseline.
+        targets: Validation loss to reach, by seed: the final one of that seed's baseline, or the one that was
+            set in advance.
         rows: One per arm, in the order of `hybridcore.arms.ARMS`.
         interrupted: The user stopped it; the rows hold what was measured.
     """
@@ -114,6 +128,8 @@ def compare(
     seeds: Sequence[int] = (0, 1, 2),
     progress: Listener | None = None,
     registry: Registry | None = None,
+    target: float | None = None,
+    resume: bool = False,
 ) -> Comparison:
     """Run all arms with all seeds and write ``comparison.json`` beside the runs' own files.
 
@@ -128,8 +144,12 @@ def compare(
         seeds: Seeds of the runs.
         progress: Hears every event of every run.
         registry: Where names are looked up; loaded from the installed plugins if None.
+        target: Validation loss to reach, set in advance; each seed's own baseline's final one if None.
+        resume: Go on in a folder that holds runs: those that came to their end are kept, the others start
+            anew.
 
     Raises:
+        MetricsError: The folder holds runs that are not to be gone on with, or of another configuration.
         HybridCoreError: An arm is unknown, or a run failed.
     """
     if registry is None:
@@ -142,7 +162,8 @@ def compare(
         if arm == "tuned" or arm.startswith("lr-x"):
             base_rate(config, registry)
     folder = Path(out_dir)
-    require_unused(folder)
+    if not resume:
+        require_unused(folder)
     warm_up(config, registry)
     session = _Session(config, folder, registry, progress)
     try:
@@ -152,8 +173,8 @@ def compare(
     except KeyboardInterrupt:
         if not any(folder.rglob("metrics.jsonl")):
             raise
-        return _finish(folder, interrupted=True)
-    return _finish(folder)
+        return _finish(folder, target, interrupted=True)
+    return _finish(folder, target)
 
 
 class _Session:
@@ -174,6 +195,8 @@ class _Session:
         """
         config = attrs.evolve(self._config, run=attrs.evolve(self._config.run, seed=seed))
         where, registry, progress = self._folder / arm / f"seed-{seed}", self._registry, self._progress
+        if self._keep(arm, config, where):
+            return
         if arm == "tuned" and self._factor is not None:
             scaled = scale_rate(config, self._factor, registry)
             result = train(scaled, arm, False, where, progress, registry)
@@ -185,9 +208,53 @@ class _Session:
         if result.interrupted:
             raise KeyboardInterrupt
 
+    def _keep(self, arm: str, config: HybridConfig, where: Path) -> bool:
+        """Whether an earlier call finished this run; what it left unfinished is removed.
+
+        Raises:
+            MetricsError: It was trained with another configuration.
+        """
+        if not where.exists():
+            return False
+        if not finished(where):
+            shutil.rmtree(where)
+            return False
+        plan = plan_arm(config, arm, self._registry).config
+        if arm == "tuned":
+            if (where / "tuning.json").exists():
+                self._factor = float(json.loads((where / "tuning.json").read_text("utf-8"))["factor"])
+            plan = scale_rate(config, self._factor or 1.0, self._registry)
+        if _settings(tomllib.loads(dump_config(plan))) != _settings(read_data(where / "config.toml")):
+            raise MetricsError(
+                "the folder holds a run of another configuration",
+                where=str(where),
+                got="another config.toml",
+                expected="the configuration that the comparison was begun with",
+                fix="name another folder, or go on with the old configuration",
+            )
+        return True
+
+
+def finished(place: Path) -> bool:
+    """Whether a folder holds a run that came to its end."""
+    try:
+        summary = json.loads((place / "summary.json").read_text(encoding="utf-8"))
+    except (FileNotFoundError, json.JSONDecodeError):
+        return False
+    return not summary.get("interrupted", True)
+
+
+def _settings(table: dict[str, Any]) -> dict[str, Any]:
+    """What decides how a run goes: everything but where it is written and what is logged."""
+    table.get("run", {}).pop("directory", None)
+    table.get("metrics", {}).pop("trace", None)
+    return table
+
 
 def read_comparison(directory: str | Path) -> Comparison:
     """Read all runs below a folder and summarise them; a single run's folder will do.
+
+    The target is the one that the comparison was made with.
 
     Raises:
         MetricsError: There is no run, or one is damaged.
@@ -205,28 +272,33 @@ def read_comparison(directory: str | Path) -> Comparison:
             expected="at least one metrics.jsonl in it or below it",
             fix="give a folder that `hybridcore run` or `hybridcore compare` has written",
         )
-    return summarise([read_run(path) for path in files], folder)
+    try:
+        target = json.loads((folder / "comparison.json").read_text(encoding="utf-8")).get("target")
+    except (OSError, ValueError):
+        target = None
+    return summarise([read_run(path) for path in files], folder, target)
 
 
-def summarise(records: Iterable[RunRecord], directory: str | Path) -> Comparison:
+def summarise(records: Iterable[RunRecord], directory: str | Path, target: float | None = None) -> Comparison:
     """Rows per arm from runs; speed-ups stay NaN where a seed has no finished baseline.
 
-    Targets are those of the plain weights in every row. Where averages of the weights were kept, those of
-    the baseline, the hybrid and the tuned arm follow as rows of their own.
+    Targets are the baselines' own final losses, or the one given, and those of the plain weights in every
+    row. Where averages of the weights were kept, those of the baseline, the hybrid and the tuned arm follow
+    as rows of their own.
     """
     runs = sorted(records, key=lambda r: (_rank(r.arm), r.arm, r.seed))
     baselines = {r.seed: r for r in runs if r.arm == "baseline" and not _interrupted(r)}
-    targets = {seed: record.final_loss for seed, record in baselines.items()}
-    finished: dict[str, list[RunRecord]] = {}
+    targets = {seed: r.final_loss if target is None else target for seed, r in baselines.items()}
+    groups: dict[str, list[RunRecord]] = {}
     for record in runs:
         if not _interrupted(record):
-            finished.setdefault(record.arm, []).append(record)
+            groups.setdefault(record.arm, []).append(record)
     rows = []
-    for arm, group in finished.items():
-        rows.append(_row(arm, group, baselines))
+    for arm, group in groups.items():
+        rows.append(_row(arm, group, baselines, targets))
         averaged = [record.averaged for record in group] if arm in _READ_TWICE else []
         if averaged and all(averaged):
-            rows.append(_row(f"{arm}, averaged", [r for r in averaged if r is not None], baselines))
+            rows.append(_row(f"{arm}, averaged", [r for r in averaged if r is not None], baselines, targets))
     return Comparison(Path(directory), tuple(runs), targets, tuple(rows), any(map(_interrupted, runs)))
 
 
@@ -240,10 +312,15 @@ def _rank(arm: str) -> float:
     return ARMS.index("tuned") - 0.5 if arm.startswith("lr-x") else math.inf
 
 
-def _row(arm: str, runs: Sequence[RunRecord], baselines: Mapping[int, RunRecord]) -> ArmRow:
+def _row(
+    arm: str,
+    runs: Sequence[RunRecord],
+    baselines: Mapping[int, RunRecord],
+    targets: Mapping[int, float],
+) -> ArmRow:
     paired = [run for run in runs if run.seed in baselines]
-    times = [run.time_to_loss(baselines[run.seed].final_loss) for run in paired]
-    gains = [_speedup(run, baselines) for run in paired]
+    times = [run.time_to_loss(targets[run.seed]) for run in paired]
+    gains = [speedup(r.evaluations, baselines[r.seed].evaluations, targets[r.seed]) for r in paired]
     walls = [gain.wall for gain in gains if gain is not None]
     costs = [gain.cost for gain in gains if gain is not None]
     gaps = [run.final_loss - baselines[run.seed].final_loss for run in paired]
@@ -265,10 +342,6 @@ def _row(arm: str, runs: Sequence[RunRecord], baselines: Mapping[int, RunRecord]
         speedup_cost_interval=_interval(costs),
         speedup_bound=_median([_count(run, "speedup_bound") for run in runs]),
     )
-
-
-def _speedup(run: RunRecord, baselines: Mapping[int, RunRecord]) -> Speedup | None:
-    return speedup(run.evaluations, baselines[run.seed].evaluations)
 
 
 def _count(run: RunRecord, key: str) -> float:
@@ -301,18 +374,20 @@ def warm_up(config: HybridConfig, registry: Registry) -> None:
                 raise KeyboardInterrupt
 
 
-def _finish(folder: Path, interrupted: bool = False) -> Comparison:
+def _finish(folder: Path, target: float | None, interrupted: bool = False) -> Comparison:
+    write_json(folder / "comparison.json", {"target": target})
     result = read_comparison(folder)
     result = attrs.evolve(result, interrupted=interrupted or result.interrupted)
     baselines = {r.seed: r for r in result.records if r.arm == "baseline" and not _interrupted(r)}
     runs = []
     for record in result.records:
         base = baselines.get(record.seed)
-        runs.append(_paired_summary(record, base))
+        runs.append(_paired_summary(record, base, target))
         write_json(record.path.parent / "summary.json", runs[-1])
     write_json(
         folder / "comparison.json",
         {
+            "target": target,
             "targets": result.targets,
             "interrupted": result.interrupted,
             "rows": [attrs.asdict(row) for row in result.rows],
@@ -326,18 +401,19 @@ def _finish(folder: Path, interrupted: bool = False) -> Comparison:
     return result
 
 
-def _paired_summary(record: RunRecord, base: RunRecord | None) -> dict[str, Any]:
+def _paired_summary(record: RunRecord, base: RunRecord | None, target: float | None) -> dict[str, Any]:
     """A run's summary, completed by what only the paired baseline tells."""
     baseline = None if base is None else base.evaluations
-    gain = speedup(record.evaluations, baseline)
-    reached = None if base is None else record.time_to_loss(base.final_loss)
+    gain = speedup(record.evaluations, baseline, target)
+    goal = target if base is None or target is not None else base.final_loss
+    reached = None if goal is None else record.time_to_loss(goal)
     summary = {key: value for key, value in (record.summary or {}).items() if key != "event"}
     completed: dict[str, Any] = plain_json(
         {
             "arm": record.arm,
             "seed": record.seed,
             **summary,
-            "target": None if base is None else base.final_loss,
+            "target": goal,
             "seconds_to_target": None if reached is None else reached.seconds,
             "cost_to_target": None if reached is None else reached.cost,
             "speedup": None if gain is None else gain.wall,

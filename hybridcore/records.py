@@ -203,21 +203,28 @@ def time_to_loss(evaluations: Sequence[Evaluation], target: float, *, averaged: 
     return TimeToLoss(math.inf, math.inf, math.inf)
 
 
-def speedup(run: Sequence[Evaluation], baseline: Sequence[Evaluation] | None) -> Speedup | None:
-    """Speed-up to the baseline's final validation loss; None without a measured baseline (F47).
+def speedup(
+    run: Sequence[Evaluation], baseline: Sequence[Evaluation] | None, target: float | None = None
+) -> Speedup | None:
+    """Speed-up to the baseline's final validation loss, or to another; None without a baseline (F47).
+
+    A run that reaches a target that its baseline misses is infinitely faster.
 
     Args:
         run: Evaluations of the run.
         baseline: Evaluations of the paired baseline, same seed and data.
+        target: Validation loss to reach, set in advance; the baseline's final one if None.
     """
     if not baseline or not math.isfinite(final_loss(baseline)):
         return None
-    target = final_loss(baseline)
+    target = final_loss(baseline) if target is None else target
     base, here = time_to_loss(baseline, target), time_to_loss(run, target)
     return Speedup(_ratio(base.seconds, here.seconds), _ratio(base.cost, here.cost), target)
 
 
 def _ratio(base: float, here: float) -> float:
+    if math.isinf(here):
+        return 0.0
     return base / here if here > 0 else (1.0 if base == 0 else math.inf)
 
 

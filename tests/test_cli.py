@@ -190,6 +190,21 @@ def test_compare_writes_table_json_and_figures_and_report_reads_them(project, ca
     assert execute(["report", "runs-that-are-not-there"]) == 1
 
 
+def test_a_task_is_compared_by_its_name_and_gone_on_with(project, capsys):
+    words = ["compare", "quadratic", "--framework", "numpy", "--seeds", "1", "--arms", "hybrid"]
+    words += ["--set", "run.steps=40", "--set", "run.evaluate_every=20", "--target", "0.7"]
+    assert execute([*words, "--out", "q"]) == 0
+    written = json.loads(Path("q/comparison.json").read_text())
+    assert written["target"] == 0.7
+    assert written["config"]["task"]["name"] == "quadratic"
+    before = Path("q/hybrid/seed-0/metrics.jsonl").read_bytes()
+    assert execute([*words, "--out", "q"]) == 1, "a folder with runs is not overwritten"
+    assert execute([*words, "--out", "q", "--resume"]) == 0
+    assert Path("q/hybrid/seed-0/metrics.jsonl").read_bytes() == before
+    assert json.loads(Path("q/report.json").read_text())["rows"][0]["arm"] == "baseline"
+    assert execute(["compare", "quadratik"]) != 0
+
+
 def test_without_matplotlib_compare_still_reports_the_table(project, capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     assert execute(["compare", "hybrid.toml", "--seeds", "1", "--arms", "hybrid", "--out", "cmp"]) == 0

@@ -134,6 +134,62 @@ def test_folder_with_runs_is_not_mixed_with_new_ones(tmp_path, registry, configu
         compare(short, out_dir=tmp_path, arms=(), seeds=(0,), registry=registry)
 
 
+def test_a_comparison_goes_on_where_it_stopped(tmp_path, registry, configuration, toy):
+    out = tmp_path / "cut"
+    built = itertools.count()
+    original = toy.build
+
+    def build(**options):
+        return original(**options, fail_at=30 if next(built) == 4 else None)
+
+    toy.build = build
+    arms = ("hybrid", "none", "tuned")
+    config = configuration(task={"learning_rate": 0.02})
+    cut = compare(config, out_dir=out, arms=arms, seeds=(0, 1), registry=registry)
+    assert cut.interrupted
+    kept = {p: p.read_bytes() for arm in ("baseline", "hybrid") for p in out.glob(f"{arm}/*/metrics.jsonl")}
+    assert len(kept) == 2
+    toy.build = original
+    whole = compare(config, out_dir=out, arms=arms, seeds=(0, 1), registry=registry, resume=True)
+    assert not whole.interrupted
+    assert {path: path.read_bytes() for path in kept} == kept
+    assert all(row.runs == 2 for row in whole.rows)
+    rates = {r.start["config"]["task"]["learning_rate"] for r in whole.records if r.arm == "tuned"}
+    assert len(rates) == 1
+    fresh = compare(config, out_dir=tmp_path / "fresh", arms=arms, seeds=(0, 1), registry=registry)
+    assert [(r.arm, r.final_loss, r.speedup_cost) for r in fresh.rows] == [
+        (r.arm, r.final_loss, r.speedup_cost) for r in whole.rows
+    ]
+    again = compare(config, out_dir=out, arms=arms, seeds=(0, 1), registry=registry, resume=True)
+    assert again.records == whole.records
+    other = configuration(task={"learning_rate": 0.01})
+    with pytest.raises(MetricsError, match="another configuration"):
+        compare(other, out_dir=out, arms=arms, seeds=(0, 1), registry=registry, resume=True)
+
+
+def test_a_target_set_in_advance_replaces_the_baselines_own(tmp_path, registry, configuration):
+    runs = [
+        record(tmp_path, "baseline", 0, [3.0, 2.0, 1.0]),
+        record(tmp_path, "hybrid", 0, [3.0, 1.0, 0.5]),
+        record(tmp_path, "random", 0, [3.0, 2.8, 2.6]),
+    ]
+    result = summarise(runs, tmp_path, target=2.0)
+    assert result.targets == {0: 2.0}
+    assert result.row("hybrid").speedup_cost == pytest.approx(2.0)
+    assert (result.row("random").missed, result.row("random").speedup_cost) == (1, 0.0)
+    assert result.row("hybrid").loss_gap == -0.5
+    beyond = summarise(runs, tmp_path, target=0.5)
+    assert beyond.row("hybrid").speedup_cost == math.inf, "the baseline never reaches it"
+    assert beyond.row("baseline").speedup_cost == 0.0
+
+    real = compare(
+        configuration(), out_dir=tmp_path / "r", arms=("hybrid",), seeds=(0,), registry=registry, target=0.9
+    )
+    assert real.targets == {0: 0.9}
+    assert read_comparison(tmp_path / "r") == real
+    assert json.loads((tmp_path / "r" / "hybrid" / "seed-0" / "summary.json").read_text())["target"] == 0.9
+
+
 def test_unknown_arm_fails_before_anything_runs(tmp_path, registry, configuration):
     with pytest.raises(ConfigError, match="did you mean 'hybrid'"):
         compare(configuration(), out_dir=tmp_path / "x", arms=("hybird",), registry=registry)

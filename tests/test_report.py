@@ -1,16 +1,22 @@
 from __future__ import annotations
 
+import json
+import math
 import re
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 from rich.console import Console
 
 from hybridcore.compare import compare, read_comparison
 from hybridcore.errors import PluginError
-from hybridcore.report.figure import draw, save_figure
+from hybridcore.report.data import save_data
+from hybridcore.report.figure import draw, phase_spans, save_figure
+from hybridcore.report.overhead import overheads
 from hybridcore.report.page import render_page, save_page
+from hybridcore.report.profile import draw_profile, performance_ratios, share_within
 from hybridcore.report.table import comparison_table, number, summary_table
 
 
@@ -80,6 +86,67 @@ def test_figure_and_page_are_written(comparison, tmp_path):
     assert "<td>lr-x3</td>" in page
     assert "data:image/png;base64," in page
     assert not re.search(r'(src|href)="(?!data:)', page)
+
+
+def test_phases_are_shaded_where_they_were(comparison):
+    hybrid = next(r for r in comparison.records if r.arm == "hybrid" and r.seed == 0)
+    spans = phase_spans(hybrid)
+    assert spans["warmup"] == [(0.0, 10.0)]
+    steps = {phase: {s["step"] for s in hybrid.steps if s["phase"] == phase} for phase in spans}
+    for phase, own in spans.items():
+        inside = {s["step"] for s in hybrid.steps if any(a < s["step"] <= b for a, b in own)}
+        assert inside == steps[phase], phase
+    labels = {text.get_text() for text in draw(comparison).legends[0].get_texts()}
+    assert {"phase warmup", "phase correct"} <= labels
+
+
+def test_overhead_is_the_ratio_of_paired_times(comparison):
+    ratios = []
+    for seed in (0, 1):
+        time = {r.arm: r.summary["elapsed"] for r in comparison.records if r.seed == seed}
+        ratios.append(time["hybrid"] / time["baseline"] - 1.0)
+    (found,) = overheads(comparison)
+    assert found.label == "hybrid", "arms without an engine have none"
+    assert found.extra_time == pytest.approx(sum(ratios) / 2)
+    assert found.weights == pytest.approx(4 * 33 / 2**20)
+    hybrid = [r.summary for r in comparison.records if r.arm == "hybrid"]
+    assert found.history == max(s["history_bytes"] for s in hybrid) / 2**20 > 0
+    assert "Overhead and memory" in render_page(comparison)
+
+
+def test_data_holds_what_the_page_shows(comparison, tmp_path):
+    data = json.loads(save_data(comparison, tmp_path / "new" / "report.json").read_text())
+    assert [row["arm"] for row in data["rows"]] == ["baseline", "hybrid", "lr-x3"]
+    assert data["rows"][1]["speedup_cost"] == comparison.row("hybrid").speedup_cost
+    assert len(data["runs"]) == len(comparison.records)
+    hybrid = next(run for run in data["runs"] if run["arm"] == "hybrid")
+    assert hybrid["phases"]["warmup"] == [[0.0, 10.0]]
+    assert data["overhead"][0]["label"] == "hybrid"
+
+
+def test_profile_is_the_share_of_problems_within_a_factor():
+    """Against the definition, counted problem by problem, on random times with misses."""
+    rng = np.random.default_rng(0)
+    arms = ("a", "b", "c")
+    times = {
+        f"p{i}": {arm: rng.choice([rng.uniform(1, 9), math.inf], p=[0.8, 0.2]) for arm in arms}
+        for i in range(40)
+    }
+    times["nobody"] = dict.fromkeys(arms, math.inf)
+    ratios = performance_ratios(times, arms)
+    solved = [t for t in times.values() if min(t.values()) < math.inf]
+    for factor in (1.0, 1.05, 2.0, 5.0):
+        for arm in arms:
+            expected = sum(t[arm] <= factor * min(t.values()) * (1 + 1e-12) for t in solved) / len(solved)
+            assert share_within(ratios[arm], factor * (1 + 1e-12)) == pytest.approx(expected)
+    from matplotlib.figure import Figure
+
+    axis = Figure().subplots()
+    draw_profile(axis, ratios, {})
+    line = axis.lines[0]
+    for x, y in zip(line.get_xdata()[1:-1], line.get_ydata()[1:-1], strict=True):
+        assert share_within(ratios["a"], x) >= y - 1e-12
+    assert line.get_ydata()[-1] == pytest.approx(sum(r < math.inf for r in ratios["a"]) / len(ratios["a"]))
 
 
 def test_page_of_a_single_run_and_text_is_escaped(tmp_path, registry, configuration, toy):

@@ -64,7 +64,7 @@ def read_config(
     """A checked configuration and the registry it was checked against.
 
     Args:
-        source: A TOML file or the name of a preset; the defaults if None.
+        source: A TOML file, or the name of a preset or of a task; the defaults if None.
         overrides: Settings ``dotted.key=value``.
         framework: Replaces ``run.framework``.
         trace: Sets ``metrics.trace``.
@@ -91,8 +91,18 @@ def read_source(
         settings.append(f"run.framework={framework}")
     if trace:
         settings.append("metrics.trace=true")
-    data = apply_overrides({} if source is None else source_data(source), settings)
+    plain = _task_data(source) or ({} if source is None else source_data(source))
+    data = apply_overrides(plain, settings)
     return data, load_registry(_plugin_names(data, "load"), _plugin_names(data, "block"))
+
+
+def _task_data(source: str | None) -> dict[str, Any] | None:
+    """The defaults for a task, where `source` is the name of one and of no file or preset."""
+    from hybridcore.plugins import load_registry
+
+    if source is None or source in preset_names() or Path(source).suffix or Path(source).exists():
+        return None
+    return {"task": {"name": source}} if source in load_registry().tasks else None
 
 
 def _plugin_names(data: Mapping[str, Any], key: str) -> tuple[str, ...]:

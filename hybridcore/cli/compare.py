@@ -9,7 +9,7 @@ from cyclopts import Parameter
 
 from hybridcore import compare as comparisons
 from hybridcore.arms import check_arm
-from hybridcore.cli.common import errors, output, read_config, run_folder, set_up_logging
+from hybridcore.cli.common import errors, latest_run, output, read_config, run_folder, set_up_logging
 from hybridcore.cli.progress import Progress
 from hybridcore.cli.report import write_report
 from hybridcore.errors import ConfigError, ConfigProblem
@@ -28,17 +28,21 @@ def compare(
     set_: Annotated[list[str] | None, Parameter(name="--set", negative=())] = None,
     trace: Annotated[bool, Parameter(negative=())] = False,
     out: Path | None = None,
+    target: float | None = None,
+    resume: Annotated[bool, Parameter(negative=())] = False,
 ) -> int:
     """Train baseline, hybrid and controls, paired and interleaved, and report the time to the same loss.
 
     Args:
-        config: TOML file, or the name of a preset.
+        config: TOML file, or the name of a preset or of a task.
         seeds: Number of seeds, counted up from run.seed.
         arms: Arms to run, separated by spaces or commas; the baseline is always among them.
         framework: Use this framework instead of run.framework.
         set_: Setting dotted.key=value that replaces the file's; may be given again.
         trace: Log every decision with its reason.
         out: Folder for the runs; a new one below run.directory by default.
+        target: Validation loss to reach, set in advance; each baseline's own final one by default.
+        resume: Go on in the folder of --out, or in the newest one of this task: finished runs are kept.
     """
     if seeds < 1:
         problem = ConfigProblem("--seeds", "out of range", got=seeds, expected="an integer of at least 1")
@@ -47,7 +51,8 @@ def compare(
     for arm in chosen:
         check_arm(arm)
     checked, registry = read_config(config, set_ or (), framework, trace)
-    folder = run_folder(checked, "compare", out)
+    latest = resume and out is None
+    folder = latest_run(checked, "compare") if latest else run_folder(checked, "compare", out)
     set_up_logging(trace)
     with Progress(errors()) as progress:
         result = comparisons.compare(
@@ -57,6 +62,8 @@ def compare(
             seeds=range(checked.run.seed, checked.run.seed + seeds),
             progress=progress,
             registry=registry,
+            target=target,
+            resume=resume,
         )
     output().print(comparison_table(result))
     write_report(result, folder)

@@ -7,6 +7,7 @@ from pathlib import Path
 from hybridcore.cli.common import errors, output
 from hybridcore.compare import Comparison, read_comparison
 from hybridcore.errors import PluginError
+from hybridcore.report.data import save_data
 from hybridcore.report.figure import save_figure
 from hybridcore.report.page import save_page
 from hybridcore.report.table import comparison_table
@@ -15,7 +16,7 @@ __all__ = ["report", "write_report"]
 
 
 def report(directory: Path, /, *, out: Path | None = None) -> int:
-    """Show the table of a comparison, or of a single run, and write report.png and report.html.
+    """Show the table of a comparison, or of a single run, and write report.png, report.html and report.json.
 
     Args:
         directory: Folder that `hybridcore compare` or `hybridcore run` has written.
@@ -26,6 +27,7 @@ def report(directory: Path, /, *, out: Path | None = None) -> int:
     folder = out or directory
     save_figure(comparison, folder / "report.png")
     save_page(comparison, folder / "report.html")
+    save_data(comparison, folder / "report.json")
     output().print(f"report in {folder}", highlight=False, soft_wrap=True)
     return 0
 
@@ -35,6 +37,7 @@ def write_report(comparison: Comparison, folder: Path) -> None:
     try:
         save_figure(comparison, folder / "report.png")
         save_page(comparison, folder / "report.html")
+        save_data(comparison, folder / "report.json")
     except PluginError as error:
         errors().print(f"no figures: {error.fix}", markup=False, soft_wrap=True)
     output().print(f"recorded in {folder}", highlight=False, soft_wrap=True)

@@ -12,8 +12,9 @@ import numpy as np
 from hybridcore.compare import Comparison
 from hybridcore.errors import PluginError
 from hybridcore.records import RunRecord
+from hybridcore.report.axes import plain_log
 
-__all__ = ["draw", "save_figure"]
+__all__ = ["draw", "matplotlib_figure", "phase_spans", "save_figure"]
 
 _COLOURS = {
     "baseline": "#222222",
@@ -29,6 +30,8 @@ _COLOURS = {
 _MAIN = ("baseline", "hybrid", "tuned")
 _AVERAGED = tuple(f"{arm}, averaged" for arm in _MAIN)
 _RATES = ("#f2a07b", "#e06c4f", "#b8402f", "#7d2018")
+_OTHERS = ("#7b5cb8", "#c2588e", "#2aa5a0", "#8a6d3b", "#5d7f3f", "#4a6fa5", "#a04545", "#6b6b6b")
+_SHADES = {"warmup": "#555555", "predict": "#0b6fd1", "correct": "#1b8a5a"}
 _MARKS = (("jumps", "#0b6fd1"), ("kept", "#1b8a5a"), ("failed", "#c62828"))
 
 
@@ -53,13 +56,13 @@ def draw(comparison: Comparison) -> Any:
     """The comparison as a matplotlib figure, independent of pyplot's state.
 
     Left against training seconds, right against cost; the lowest seed thick, the other seeds of
-    baseline, hybrid and tuned thin. Below each
-    panel, the events of the hybrid run of the lowest seed.
+    baseline, hybrid and tuned thin. The phases of the hybrid run of the lowest seed are shaded; below each
+    panel stand its events.
 
     Raises:
         PluginError: matplotlib is not installed.
     """
-    figure_class = _matplotlib_figure()
+    figure_class = matplotlib_figure()
     figure = figure_class(figsize=(12, 5.8), layout="constrained")
     grid = figure.subplots(2, 2, sharex="col", height_ratios=[6, 1])
     colours = _assign_colours([row.arm for row in comparison.rows] or [r.arm for r in comparison.records])
@@ -67,6 +70,8 @@ def draw(comparison: Comparison) -> Any:
     for column, (axis_key, label) in enumerate(panels):
         top, bottom = grid[0][column], grid[1][column]
         _curves(top, comparison, axis_key, colours)
+        _phases(top, comparison, axis_key)
+        _cut(top, comparison, axis_key)
         _events(bottom, comparison, axis_key)
         bottom.set_xlabel(label)
     grid[0][0].set_ylabel("validation loss")
@@ -76,7 +81,12 @@ def draw(comparison: Comparison) -> Any:
     return figure
 
 
-def _matplotlib_figure() -> Any:
+def matplotlib_figure() -> Any:
+    """The class of matplotlib's figures, with a backend that needs no display.
+
+    Raises:
+        PluginError: matplotlib is not installed.
+    """
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg  # noqa: F401 - the backend of savefig
         from matplotlib.figure import Figure
@@ -92,7 +102,9 @@ def _matplotlib_figure() -> Any:
 
 def _assign_colours(arms: Sequence[str]) -> dict[str, str]:
     rates = [arm for arm in dict.fromkeys(arms) if arm.startswith("lr-x")]
+    others = [arm for arm in dict.fromkeys(arms) if arm not in _COLOURS and arm not in rates]
     colours = {arm: _RATES[place % len(_RATES)] for place, arm in enumerate(rates)}
+    colours |= {arm: _OTHERS[place % len(_OTHERS)] for place, arm in enumerate(others)}
     return {arm: colours.get(arm, _COLOURS.get(arm, "#555555")) for arm in arms}
 
 
@@ -131,21 +143,66 @@ def _curves(axis: Any, comparison: Comparison, key: str, colours: dict[str, str]
     axis.spines[["top", "right"]].set_visible(False)
 
 
+def _cut(axis: Any, comparison: Comparison, key: str) -> None:
+    """Arms that take far longer than baseline, hybrid and tuned do not squeeze these to the left."""
+    ends = {r.arm: getattr(r.evaluations[-1], key) for r in comparison.records if r.evaluations}
+    main = max((end for arm, end in ends.items() if arm in _MAIN), default=0.0)
+    if main > 0.0 and max(ends.values()) > 1.5 * main:
+        axis.set_xlim(-0.05 * main, 1.5 * main)
+
+
 def _limit(axis: Any, losses: list[float], comparison: Comparison) -> None:
     """Logarithmic where the range asks for it; arms that blow up do not squeeze the others flat."""
     starts = [r.evaluations[0].loss for r in comparison.records if r.evaluations]
     highest = min(max(losses), 2.0 * max(s for s in starts if math.isfinite(s)))
     if highest / min(losses) > 5.0:
-        from matplotlib.ticker import LogLocator, StrMethodFormatter
-
-        axis.set_yscale("log")
-        axis.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
-        axis.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
-        axis.yaxis.set_minor_formatter("")
         axis.set_ylim(0.9 * min(losses), 1.1 * highest)
+        plain_log(axis, "y")
     else:
         margin = 0.05 * (highest - min(losses)) or 0.05 * highest
         axis.set_ylim(min(losses) - margin, highest + margin)
+
+
+def phase_spans(record: RunRecord) -> dict[str, list[tuple[float, float]]]:
+    """Real steps at which each phase began and ended, stretches of one phase in a row as one span.
+
+    Phases that begin and end between two real steps, as jumps do, have no span.
+    """
+    last = record.evaluations[-1].step if record.evaluations else 0
+    starts = [(float(p["step"]), str(p["phase"])) for p in record.phases]
+    if not starts:
+        return {}
+    if starts[0][0] > 0.0:
+        starts.insert(0, (0.0, "warmup"))  # a run begins in it, and no event says so
+    spans: dict[str, list[tuple[float, float]]] = {}
+    for (begin, phase), (end, _) in zip(starts, [*starts[1:], (float(last), "")], strict=True):
+        own = spans.setdefault(phase, [])
+        if end <= begin:
+            continue
+        if own and own[-1][1] == begin:
+            own[-1] = (own[-1][0], end)
+        else:
+            own.append((begin, end))
+    return {phase: own for phase, own in spans.items() if own}
+
+
+def _phases(axis: Any, comparison: Comparison, key: str) -> None:
+    """Shade the phases of the hybrid run whose events are drawn below; Full stays white."""
+    record = next((r for r in comparison.records if r.arm == "hybrid"), None)
+    for phase, spans in (phase_spans(record) if record is not None else {}).items():
+        if record is None or phase not in _SHADES:
+            continue
+        begins, ends = (_places(record, [span[i] for span in spans], key) for i in (0, 1))
+        axis.broken_barh(
+            [(begin, end - begin) for begin, end in zip(begins, ends, strict=True)],
+            (0.0, 1.0),
+            transform=axis.get_xaxis_transform(),
+            color=_SHADES[phase],
+            linewidth=0.0,
+            alpha=0.16,
+            zorder=0,
+            label=f"phase {phase}",
+        )
 
 
 def _events(axis: Any, comparison: Comparison, key: str) -> None:

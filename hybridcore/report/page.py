@@ -11,12 +11,13 @@ from pathlib import Path
 
 from hybridcore.compare import Comparison
 from hybridcore.records import RunRecord
-from hybridcore.report.figure import draw
+from hybridcore.report.figure import draw, matplotlib_figure
+from hybridcore.report.overhead import Overhead, draw_overhead, overheads
 from hybridcore.report.table import arm_cells, arm_columns, number, summary_lines
 
-__all__ = ["render_page", "save_page"]
+__all__ = ["STYLE", "html_table", "render_page", "save_page"]
 
-_STYLE = """
+STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 76rem; padding: 0 1rem }
 h1 { font-size: 1.5rem } h2 { font-size: 1.15rem; margin-top: 2rem }
 img { max-width: 100% } .wide { overflow-x: auto }
@@ -25,6 +26,7 @@ th, td { padding: .25rem .7rem; text-align: right; border-bottom: 1px solid #ddd
 th:first-child, td:first-child { text-align: left }
 caption { caption-side: bottom; text-align: left; color: #666; padding-top: .4rem }
 """
+"""Style sheet of every report."""
 
 
 def save_page(comparison: Comparison, path: str | Path) -> Path:
@@ -52,7 +54,7 @@ def render_page(comparison: Comparison) -> str:
         f"<h1>{escape(title)}</h1>",
         f'<img alt="Validation loss against training time and cost" src="{_image(comparison)}">',
         "<h2>Arms</h2>",
-        _table(
+        html_table(
             arm_columns(),
             [arm_cells(row) for row in comparison.rows],
             "Medians over seeds; speed-up: median (lowest seed). A missed target counts as infinite time.",
@@ -61,29 +63,31 @@ def render_page(comparison: Comparison) -> str:
     hybrid = next((record for record in comparison.records if record.arm == "hybrid"), None)
     if hybrid is not None:
         parts += _hybrid(hybrid)
-    parts += ["<h2>How it was run</h2>", _table(("", ""), _origin(comparison))]
+    if found := overheads(comparison):
+        parts += ["<h2>Overhead and memory</h2>", _overhead_image(found), _overhead_table(found)]
+    parts += ["<h2>How it was run</h2>", html_table(("", ""), _origin(comparison))]
     if comparison.interrupted:
         parts.insert(1, "<p><b>Interrupted: the page shows what was measured so far.</b></p>")
     body = "\n".join(parts)
     return (
         f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{escape(title)}</title>'
-        f"<style>{_STYLE}</style></head>\n<body>\n{body}\n</body></html>\n"
+        f"<style>{STYLE}</style></head>\n<body>\n{body}\n</body></html>\n"
     )
 
 
 def _hybrid(record: RunRecord) -> list[str]:
     parts = [f"<h2>Hybrid run, seed {record.seed}</h2>"]
     if record.summary is not None:
-        parts.append(_table(("", ""), summary_lines(record.summary)))
+        parts.append(html_table(("", ""), summary_lines(record.summary)))
     parts += [
         "<h2>Loss by phase</h2>",
-        _table(("phase", "real steps", "mean training loss"), _phases(record)),
+        html_table(("phase", "real steps", "mean training loss"), _phases(record)),
     ]
     if record.verdicts:
         keys = ("step", "predictor", "horizon", "jumps", "kept", "gain", "credit_steps", "reason")
         rows = [[_cell(verdict.get(key)) for key in keys] for verdict in record.verdicts]
         headings = [key.replace("_", " ") for key in keys]
-        parts += ["<h2>Verdicts</h2>", _table(headings, rows)]
+        parts += ["<h2>Verdicts</h2>", html_table(headings, rows)]
     return parts
 
 
@@ -115,12 +119,37 @@ def _cell(value: object) -> str:
     return number(value) if isinstance(value, int | float) or value is None else str(value)
 
 
-def _table(headings: Sequence[str], rows: Iterable[Sequence[str]], caption: str = "") -> str:
+def html_table(headings: Sequence[str], rows: Iterable[Sequence[str]], caption: str = "") -> str:
+    """A table as HTML; its words are escaped.
+
+    Args:
+        headings: Headings; none are shown where all are empty.
+        rows: Cells.
+        caption: Stands below it.
+    """
     head = "".join(f"<th>{escape(heading)}</th>" for heading in headings)
     body = "".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
     note = f"<caption>{escape(caption)}</caption>" if caption else ""
     shown = f"<thead><tr>{head}</tr></thead>" if any(headings) else ""
     return f'<div class="wide"><table>{note}{shown}<tbody>{body}</tbody></table></div>'
+
+
+def _overhead_table(found: Sequence[Overhead]) -> str:
+    cells = [
+        (o.label, f"{o.extra_time:+.1%}", f"{o.trials:.1%}", number(o.history), number(o.weights))
+        for o in found
+    ]
+    headings = ("arm", "extra time", "of the run on trials", "history, MiB", "weights, MiB")
+    return html_table(headings, cells, "Extra time: against the paired baseline with as many real steps.")
+
+
+def _overhead_image(found: Sequence[Overhead]) -> str:
+    buffer = io.BytesIO()
+    figure = matplotlib_figure()(figsize=(12, 1.4 + 0.36 * len(found)), layout="constrained")
+    draw_overhead(figure, found)
+    figure.savefig(buffer, format="png", dpi=120)
+    data = base64.b64encode(buffer.getvalue()).decode()
+    return f'<img alt="Overhead and memory" src="data:image/png;base64,{data}">'
 
 
 def _image(comparison: Comparison) -> str:

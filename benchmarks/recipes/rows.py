@@ -1,0 +1,195 @@
+"""What the runs of all recipes say: one row each, and how far the aims are met."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import median
+
+import attrs
+
+from benchmarks.recipes.catalogue import Recipe
+from benchmarks.recipes.plan import CONTROLS, OWN_RATE, PUBLISHED_RIVALS, Plan, Tuned
+from benchmarks.rivals import RIVALS
+from hybridcore.compare import ArmRow, Comparison, read_comparison
+from hybridcore.records import RunRecord, speedup
+from hybridcore.report.overhead import overheads
+from hybridcore.report.profile import performance_ratios, share_within
+
+__all__ = ["Aim", "Row", "aims", "read_row", "times"]
+
+WITHIN = 1.05
+
+
+@attrs.frozen
+class Row:
+    """A recipe's outcome.
+
+    Attributes:
+        recipe: The recipe.
+        comparison: All its finished runs; the target of each seed is its baseline's final validation loss.
+        tuned: The best settings; None where nothing was tuned.
+        plan: Length and device of the runs.
+        to_tuned_cost: Median speed-up in cost of the hybrid run to the tuned baseline's final loss; 0 where
+            it is missed, NaN where it was not run.
+        to_tuned_wall: The same in seconds.
+    """
+
+    recipe: Recipe
+    comparison: Comparison
+    tuned: Tuned | None
+    plan: Plan
+    to_tuned_cost: float
+    to_tuned_wall: float
+
+    def arm(self, name: str) -> ArmRow | None:
+        """The outcome of an arm; None where it was not run."""
+        return next((row for row in self.comparison.rows if row.arm == name), None)
+
+    def cost(self, name: str) -> float:
+        """Median speed-up in cost; 0 where the target is missed, NaN where it was not run."""
+        row = self.arm(name)
+        return math.nan if row is None else row.speedup_cost
+
+    def wall(self, name: str) -> float:
+        """The same in seconds."""
+        row = self.arm(name)
+        return math.nan if row is None else row.speedup_wall
+
+    def best(self, names: Sequence[str]) -> tuple[str, float]:
+        """The arm of these with the largest speed-up in cost."""
+        found = {name: gain for name in names if not math.isnan(gain := self.cost(name))}
+        best = max(found, key=lambda name: found[name], default="-")
+        return best, found.get(best, math.nan)
+
+    @property
+    def against_tuned(self) -> float:
+        """Cost of the hybrid run to the published target over the tuned baseline's; NaN without."""
+        hybrid, tuned = self.cost("hybrid"), self.cost("tuned")
+        if math.isnan(hybrid) or math.isnan(tuned):
+            return math.nan
+        return tuned / hybrid if hybrid > 0 else math.inf
+
+    @property
+    def overhead(self) -> float:
+        """Share by which the hybrid run's real steps take longer than the baseline's; median over seeds."""
+        found = [entry for entry in overheads(self.comparison) if entry.label == "hybrid"]
+        return found[0].extra_time if found else math.nan
+
+
+def read_row(recipe: Recipe, plan: Plan, folder: Path) -> Row | None:
+    """The row of a recipe's folder; None where no baseline, or nothing beside it, is finished."""
+    if next(folder.glob("*/seed-*/summary.json"), None) is None:
+        return None
+    result = read_comparison(folder)
+    finished = {row.arm for row in result.rows}
+    if not {"baseline", "hybrid"} <= finished:
+        return None
+    tuned = {r.seed: r for r in result.records if r.arm == "tuned"}
+    gains = [
+        gain
+        for record in result.records
+        if record.arm == "hybrid" and (gain := _to(record, tuned.get(record.seed))) is not None
+    ]
+    return Row(
+        recipe,
+        result,
+        plan.tuned(folder),
+        plan.found(folder),
+        median(cost for cost, _ in gains) if gains else math.nan,
+        median(wall for _, wall in gains) if gains else math.nan,
+    )
+
+
+def _to(record: RunRecord, other: RunRecord | None) -> tuple[float, float] | None:
+    gain = speedup(record.evaluations, other.evaluations if other is not None else None)
+    return None if gain is None else (gain.cost, gain.wall)
+
+
+def times(rows: Sequence[Row], arms: Sequence[str]) -> dict[str, dict[str, float]]:
+    """Cost to the target over the baseline's, by recipe and arm; infinite where it is missed."""
+    found: dict[str, dict[str, float]] = {}
+    for row in rows:
+        gains = {arm: row.cost(arm) for arm in arms}
+        found[row.recipe.name] = {
+            arm: 1.0 / gain if gain > 0 else math.inf for arm, gain in gains.items() if not math.isnan(gain)
+        }
+    return found
+
+
+@attrs.frozen
+class Aim:
+    """An aim and what was reached.
+
+    Attributes:
+        text: The aim.
+        got: What was reached, in words.
+        met: Whether it is met.
+    """
+
+    text: str
+    got: str
+    met: bool
+
+
+def aims(rows: Sequence[Row]) -> list[Aim]:
+    """How far the aims are met by the rows that are there."""
+    count = len(rows)
+    fast = [row.recipe.name for row in rows if row.cost("hybrid") >= 5.0]
+    fast_wall = [row.recipe.name for row in rows if row.wall("hybrid") >= 5.0]
+    slow = [row.recipe.name for row in rows if not _not_slower(row)]
+    slow_wall = [row.recipe.name for row in rows if not row.wall("hybrid") >= 0.98]
+    named = ("baseline", "hybrid", *PUBLISHED_RIVALS)
+    arms = [arm for arm in named if any(row.arm(arm) is not None for row in rows)]
+    ratios = performance_ratios(times(rows, arms), arms)
+    shares = {arm: share_within(values, WITHIN) for arm, values in ratios.items()}
+    others = [share for arm, share in shares.items() if arm != "hybrid"]
+    tuned = [row for row in rows if not math.isnan(row.against_tuned)]
+    near = [row for row in tuned if row.against_tuned <= 1.1]
+    return [
+        Aim(
+            "at least 5 times sooner on at least three recipes as published",
+            f"in cost on {len(fast)} of {count} ({', '.join(fast) or 'none'}), "
+            f"in wall clock on {len(fast_wall)} ({', '.join(fast_wall) or 'none'})",
+            len(fast) >= 3,
+        ),
+        Aim(
+            "on no recipe later than the baseline (0.98 at the lower bound)",
+            f"in cost held on {count - len(slow)} of {count}"
+            + (f", not on {', '.join(slow)}" if slow else "")
+            + f"; medians in wall clock on {count - len(slow_wall)}"
+            + (f", not on {', '.join(slow_wall)}" if slow_wall else ""),
+            not slow,
+        ),
+        Aim(
+            f"most often within {WITHIN} of the best arm that uses the published settings",
+            ", ".join(
+                f"{arm} {share:.0%}"
+                for arm, share in sorted(shares.items(), key=lambda item: -item[1])
+                if not math.isnan(share)
+            ),
+            bool(rows) and shares["hybrid"] > max(others),
+        ),
+        Aim(
+            "within 1.1 times the tuned baseline's cost to the published target on at least 8 of 10",
+            f"{len(near)} of {len(tuned)}",
+            bool(tuned) and len(near) >= 0.8 * len(tuned),
+        ),
+    ]
+
+
+def _not_slower(row: Row) -> bool:
+    """The lower bound of the interval, or the worst seed where there are too few for one."""
+    hybrid = row.arm("hybrid")
+    if hybrid is None:
+        return False
+    low = hybrid.speedup_cost_interval[0]
+    return (hybrid.speedup_cost_low if math.isnan(low) else low) >= 0.98
+
+
+def column_arms(rows: Sequence[Row]) -> list[str]:
+    """All arms that any row has, in the order of the tables."""
+    order = ("baseline", "hybrid", "tuned", "hybrid-tuned", *CONTROLS, *PUBLISHED_RIVALS, *OWN_RATE)
+    found = {row.arm for table in rows for row in table.comparison.rows}
+    return [arm for arm in (*order, "gauss-newton", *RIVALS) if arm in found]
