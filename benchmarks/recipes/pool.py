@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from pathlib import Path
 
-from benchmarks.predict import one_thread
+from benchmarks.predict import ONE_THREAD
 from benchmarks.recipes.catalogue import Recipe
 from benchmarks.recipes.plan import TUNED, Plan
 from hybridcore.errors import HybridCoreError
@@ -27,13 +27,12 @@ def run_all(plan: Plan, wanted: Sequence[Recipe], folder: Path, workers: int) ->
         folder: Folder with one sub-folder for each recipe.
         workers: Processes.
     """
-    for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
-        os.environ[variable] = "1"  # read by the workers when they start
+    os.environ.update(ONE_THREAD)  # read by the workers when they start
     started, whole = time.monotonic(), True
     ordered = sorted(wanted, key=lambda recipe: -recipe.step_ms * plan.steps(recipe))
     prepare(plan, ordered)
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, mp_context=context, initializer=one_thread) as pool:
+    with ProcessPoolExecutor(workers, mp_context=context) as pool:
         jobs: dict[Future[bool], tuple[str, Recipe | None]] = {}
 
         def compare(recipe: Recipe) -> None:
