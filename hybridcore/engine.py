@@ -590,6 +590,7 @@ class Engine:
             reach=self.reach.horizon if self.reach is not None else math.nan,
             next_sample=self.reach.next_sample if self.reach is not None else 0,
             trial_steps_left=self._trials.steps_left,
+            curve_known=self._trials.knows_curve(self.counts.cost),
             learning_rate=self.statistics.learning_rate,
             peak_learning_rate=self.statistics.peak_learning_rate,
             momentum_memory=self.adapter.momentum_memory,

@@ -355,6 +355,16 @@ class History:
             return self.window_means[-1], self._count + (self.window - 1) / 2.0
         return None
 
+    def earlier_mean(self) -> tuple[Buckets, float] | None:
+        """The window mean before the `latest_mean`, and how many real steps lie between their middles.
+
+        Returns:
+            None where there is no earlier one.
+        """
+        if self._sum is not None and 2 * self._count >= self.window:
+            return (self.window_means[-1], (self._count + self.window) / 2.0) if self._means else None
+        return (self.window_means[-2], float(self.window)) if len(self._means) > 1 else None
+
     def straightness(self) -> float:
         """Cosine between the last two displacements of window ends; NaN while unknown.
 

@@ -226,6 +226,7 @@ class EngineState:
         reach: Multiple of the user's step that the path supports; NaN while unknown or not asked for.
         next_sample: Real step whose update `reach` wants to see next.
         trial_steps_left: Real steps until the open trial's verdict; 0 without an open trial.
+        curve_known: Whether a trial that opens now could say how fast the loss falls without it.
         learning_rate: Now.
         peak_learning_rate: Highest so far.
         momentum_memory: Steps the optimizer's first moment remembers.
@@ -258,3 +259,4 @@ class EngineState:
     default_predictor: str
     window: int
     raised_threshold: float = 0.0
+    curve_known: bool = True

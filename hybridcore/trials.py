@@ -39,7 +39,6 @@ _STATE = (
     "_pace",
     "_previous",
     "_unproven",
-    "_rate",
 )
 
 _SPARE = 3
@@ -210,7 +209,6 @@ class TrialKeeper:
         self._pace: tuple[NDArray[np.float64], float] | None = None
         self._previous: Trial | None = None
         self._unproven = 0.0
-        self._rate: NDArray[np.float64] | None = None
         self.seconds_per_probe = 0.0
 
     @property
@@ -232,6 +230,24 @@ class TrialKeeper:
     def probe_batches(self) -> tuple[Any, ...]:
         """The probe set's batches."""
         return self._probes.batches
+
+    def knows_curve(self, cost: float) -> bool:
+        """Whether a trial opened now could say how fast the loss falls without it.
+
+        Args:
+            cost: Cost units so far.
+        """
+        latest = self._history.latest_mean()
+        progress = cost - self.cost - (latest[1] if latest is not None else 0.0)
+        return self._history.earlier_mean() is not None or self._near(self._point, progress)
+
+    def _near(self, point: Point | None, progress: float) -> bool:
+        """Whether a slope from that point to here is one of now.
+
+        Curves flatten: a slope from long ago would ask more than the user's own steps can give now.
+        """
+        window = self._history.window
+        return point is not None and 0.5 * window <= progress - point.progress <= 3.0 * window
 
     def expected_cost(self, settle: int) -> tuple[float, float]:
         """Most that a trial can cost, in step equivalents and seconds: its probes and its lost steps."""
@@ -484,7 +500,6 @@ class TrialKeeper:
         Where jumps happened between its two points, the progress is shared among real and predicted steps;
         probes are no progress.
         """
-        means = self._history.window_means
         latest = self._history.latest_mean()
         mean, age = latest if latest is not None else (None, 0.0)
         progress = cost - self.cost - age
@@ -492,18 +507,16 @@ class TrialKeeper:
             losses, earlier = self._point.losses, self._older  # The trial before ended here.
         else:
             losses, earlier = self.probe(mean), self._point
-        near = 0.5 * self._history.window, 3.0 * self._history.window
-        if earlier is None or not near[0] <= progress - earlier.progress <= near[1]:
-            # Curves flatten: a slope from long ago would ask more than the user's own steps can give now.
-            earlier = None
-            if len(means) >= 2 and mean is means[-1]:
+        if not self._near(earlier, progress):
+            before, earlier = self._history.earlier_mean(), None
+            if before is not None:
                 pace = previous.predicted / max(previous.real_steps, 1) if previous is not None else 0.0
-                covered = predicted - pace * self._history.window
-                earlier = Point(self.probe(means[-2]), progress - self._history.window, covered)
+                earlier = Point(self.probe(before[0]), progress - before[1], predicted - pace * before[1])
+        rate = None
         if earlier is not None:
             steps = progress - earlier.progress + max(0.0, predicted - earlier.covered)
-            self._rate = (losses - earlier.losses) / steps
-        return Reference(losses, self._rate, cost - age), progress
+            rate = (losses - earlier.losses) / steps
+        return Reference(losses, rate, cost - age), progress
 
 
 def _same(one: float, other: float) -> bool:

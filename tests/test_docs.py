@@ -82,7 +82,10 @@ def test_recorded_fields_are_documented(configuration, tmp_path: Path) -> None:
     config = configuration(
         verdict={"guard_factor": 1.0, "guard_z": 1.0},
         run={"steps": 200},
-        controller={"name": "credit", "credit": {"window": 5, "probe_every": 1}},
+        controller={
+            "name": "credit",
+            "credit": {"window": 5, "probe_every": 1, "patience": 0, "growth": 3.0},
+        },
     )
     result = run_task(config, out_dir=tmp_path / "run")
     page = (REFERENCE / "metrics.md").read_text(encoding="utf-8")

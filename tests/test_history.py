@@ -108,6 +108,21 @@ def test_latest_mean_and_its_age_against_numpy(xp, path, steps):
     assert age == steps - rows.mean()
 
 
+@pytest.mark.parametrize("steps", [3, 4, 5, 6, 7, 8, 9, 10, 15])
+def test_earlier_mean_is_the_one_before_the_latest(xp, path, steps):
+    window = 4
+    history, _ = follow(xp, path, steps, window=window)
+    still_open = steps % window
+    end = steps - still_open - (0 if 2 * still_open >= window else window)
+    if end < window:
+        assert history.earlier_mean() is None
+        return
+    rows = np.arange(end - window + 1, end + 1)
+    mean, between = history.earlier_mean()
+    np.testing.assert_allclose(flat(mean), path[rows].astype(np.float64).mean(axis=0), atol=2e-6)
+    assert between == steps - rows.mean() - history.latest_mean()[1]
+
+
 def test_last_update_is_the_difference_of_the_weights_around_the_last_step(xp, path):
     history, walk = follow(xp, path, 7)
     np.testing.assert_allclose(flat(history.last_update()), path[7] - path[6], atol=1e-6)

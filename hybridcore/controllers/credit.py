@@ -37,6 +37,9 @@ class CreditConfig:
         foresight: Where a dynamics model is configured, each trial tries the horizon, or one `factor_step`
             times as long or short, whichever promises the lowest training loss at the trial's end.
         factor_pause: Real steps of pause after a comparison that changes nothing; doubles with each in a row.
+        patience: Verdicts in a row that prove no gain, after which jumps rest; 0 never rests. A gain is
+            proven where it is more than its standard error.
+        rest: Real steps of such a rest; doubles with each in a row.
     """
 
     window: int = attrs.field(default=20, validator=between(1))
@@ -51,6 +54,8 @@ class CreditConfig:
     factor_high: float = attrs.field(default=4.0, validator=between(1.0))
     factor_z: float = attrs.field(default=2.0, validator=between(0.0))
     factor_pause: int = attrs.field(default=60, validator=between(0))
+    patience: int = attrs.field(default=2, validator=between(0))
+    rest: int = attrs.field(default=100, validator=between(1))
     foresight: bool = False
 
 
@@ -64,6 +69,9 @@ class Credit:
     Where the optimizer normalises its gradients, their size does not shorten the reach when steps get too
     long, and the reach is only a guess up to a factor. There two trials in a row, one with the factor and one
     with another, are compared by the fall of the loss of averaged weights; see `FactorSearch`.
+
+    What has stopped to pay is left alone: after `patience` verdicts in a row without a proven gain, jumps
+    rest. A model that has learned what its data tell goes on overfitting, and would only do so sooner.
 
     Example:
         >>> Credit().config.window
@@ -86,6 +94,7 @@ class Credit:
         self._gap = 1
         self._waits = 0
         self._outlook = 1.0
+        self._dry = self._rests = self._resumes = 0
         self._factor = FactorSearch(
             step=c.factor_step, low=c.factor_low, high=c.factor_high, z=c.factor_z, pause=c.factor_pause
         )
@@ -103,6 +112,9 @@ class Credit:
             search.begin(state.step)
         if opening and c.foresight and state.forecast is not None:
             self._outlook = self._best_outlook(state, state.forecast)
+        if opening and state.step < self._resumes:
+            self._h, self._step = 1.0, state.step
+            return self._rest(state, f"no gain was proven; jumps rest until step {self._resumes}")
         target = self._outlook * search.value * self._boosted(reach, state) / self._divisor
         allowed = self._h * c.growth ** min(max(1, state.step - self._step), 100)
         self._h = max(1.0, min(target, allowed))
@@ -129,6 +141,9 @@ class Credit:
             )
         self._waits = 0
         probe = opening and (self._trials + 1 >= self._next_probe or search.comparing)
+        if probe and not state.curve_known:
+            reason = "a verdict needs to know how fast the loss falls without jumps"
+            return Action(Phase.FULL, 2, reason, observe=True, averaged=True)
         near = state.step + 2 * c.window
         return Action(
             Phase.PREDICT,
@@ -200,7 +215,22 @@ class Credit:
             self._kept = 0
         if math.isfinite(outcome.gain):
             self._gap = min(2 * self._gap, c.probe_every)
+            self._weigh(outcome)
             self._next_probe = self._trials + self._gap
+
+    def _weigh(self, outcome: Outcome) -> None:
+        """Look again at once after a verdict that proves no gain; rest after several in a row."""
+        if outcome.gain > outcome.gain_error:
+            self._dry = self._rests = 0
+            return
+        self._gap = 1
+        if outcome.behind_steps > 0.0:
+            return  # the horizon was too long, and is shorter now
+        self._dry += 1
+        if self.config.patience and self._dry >= self.config.patience:
+            self._resumes = self._step + self.config.rest * 2 ** min(self._rests, 20)
+            self._rests += 1
+            self._dry = self.config.patience - 1  # the next verdict without a gain is enough
 
     def state_dict(self) -> dict[str, Any]:
         """State as plain data."""
