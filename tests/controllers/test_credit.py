@@ -158,7 +158,7 @@ def test_jumps_whose_gain_nobody_can_see_become_few():
 def test_a_verdict_waits_until_the_slope_without_jumps_is_known():
     """After a rest the first trial opens when two window means have shown how fast the loss falls."""
     adapter, batches, held_out = clouds(optimizer=OptimizerSpec("sgd", 0.02))
-    engine, recorder = run(adapter, batches, 600, probes=held_out, config=CreditConfig(rest=30))
+    _, recorder = run(adapter, batches, 600, probes=held_out, config=CreditConfig(rest=30))
     waits = [p for p in recorder.named("phase-start") if "how fast the loss falls" in p["reason"]]
     assert waits and len(recorder.named("verdict")) > 3
 
