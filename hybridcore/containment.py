@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from threading import get_ident
 from typing import Any, TypeVar
 
 import attrs
@@ -111,13 +112,18 @@ class Containment:
         Raises:
             PluginFailedError: The plugin failed, and ``plugins.on_error`` is ``"raise"``.
         """
-        dog, call = self.watchdog, Call((kind, name), method)
-        try:
-            dog.enter(call)
+        dog, call = self.watchdog, [(kind, name), method, get_ident()]
+        calls = dog.calls
+        try:  # `dog.enter` and `dog.leave`, spelt out: this happens several times per step
+            calls.append(call)
+            if dog.sleeps:
+                dog.wake()
             result = function(*args)
             if check is not None:
                 check(result)
-            dog.leave(call)
+            calls.pop()
+            if dog.fired is not None:
+                dog.take_back()
             return result
         except BaseException as error:
             # An exception by the watchdog comes once at most, and may come as late as here.
@@ -145,14 +151,19 @@ class Containment:
             PluginFailedError: As in `call`.
         """
         dog, rest, member = self.watchdog, iter(members), None
+        calls = dog.calls
         while True:
-            call = Call(("", ""), method)
+            call: Call = [("", ""), method, get_ident()]
             try:
-                dog.enter(call)
+                calls.append(call)
+                if dog.sleeps:
+                    dog.wake()
                 for member in rest:
-                    call.who = member
+                    call[0] = member
                     member[2](*args)
-                dog.leave(call)
+                calls.pop()
+                if dog.fired is not None:
+                    dog.take_back()
                 return
             except BaseException as error:
                 try:
@@ -171,7 +182,7 @@ class Containment:
 
         It is not interrupted, and the time that it takes is not the plugin's.
         """
-        call = Call(None, "")
+        call: Call = [None, "", get_ident()]
         try:
             self.watchdog.enter(call)
             yield

@@ -592,8 +592,9 @@ class Engine:
     def _choose(self, state: EngineState) -> Action:
         """The controller's action; that of its substitute where it fails."""
 
-        def check(action: Action) -> None:
+        def check(action: Action | None) -> None:
             check_action(action, self.predictors)
+            assert action is not None
             self.machine.permitted(action.phase)
 
         controller, substitute = self.controller, OnlyTrains().choose(state)

@@ -266,6 +266,9 @@ class History:
 
         Where it does not, arrays cannot be written to (JAX, TensorFlow) or are handed out read-only (NumPy).
         """
+        newest = self._means[-1] if self._means else ()
+        if isinstance(newest, tuple) and (not newest or isinstance(newest[0], np.ndarray)):
+            return ()
         found = []
         for mean in self._means:
             for array in mean.codes if isinstance(mean, EncodedBuckets) else mean:

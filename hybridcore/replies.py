@@ -64,6 +64,8 @@ def sound_prediction(
             "a predictor returned something else than a prediction", where, type(prediction).__name__
         )
     deltas = prediction.deltas
+    if _is_sound(prediction, layout, kinds):
+        return prediction
     if not isinstance(deltas, tuple | list) or not all(hasattr(d, "shape") for d in deltas):
         raise DeltaError(
             "a predicted change is not made of arrays",
@@ -94,6 +96,23 @@ def sound_prediction(
     return attrs.evolve(prediction, deltas=deltas, predicted_loss=loss, **numbers)
 
 
+def _is_sound(prediction: Prediction, layout: ParamLayout, kinds: tuple[BucketKind, ...]) -> bool:
+    """Whether all is plainly right, which it nearly always is."""
+    p, sizes = prediction, layout.bucket_sizes
+    if type(p.deltas) is not tuple or len(p.deltas) != len(sizes) or p.predicted_loss is not None:
+        return False
+    if not (type(p.scale) is type(p.horizon) is type(p.confidence) is float and 0.0 <= p.confidence <= 1.0):
+        return False
+    if not math.isfinite(p.scale) or not math.isfinite(p.horizon):
+        return False
+    for bucket, size, (kind, dtype, place) in zip(p.deltas, sizes, kinds, strict=True):
+        if not issubclass(type(bucket), kind) or bucket.shape != (size,) or bucket.dtype != dtype:
+            return False
+        if _place(bucket) != place:
+            return False
+    return True
+
+
 def _described(kind: BucketKind) -> str:
     return f"{kind[0].__module__}.{kind[0].__qualname__}, {kind[1]}, {kind[2]}"
 
@@ -113,24 +132,32 @@ def _require(fits: bool, what: str, got: object) -> None:
         raise HybridCoreError(what, got=repr(got), fix="correct the plugin")
 
 
-def check_action(action: object, predictors: Any) -> None:
+def check_action(action: Any, predictors: Any) -> None:
     """Raise unless an action can be taken.
 
     Args:
         action: What a controller returned.
         predictors: Registry names of the predictors that there are.
     """
+    wrong = None
     if not isinstance(action, Action):
-        raise HybridCoreError(f"it returned {type(action).__name__}, not an Action", fix="return an Action")
-    _require(isinstance(action.phase, Phase), f"it chose no phase: {action.phase!r}", action)
-    _require(isinstance(action.length, int), f"the length is no whole number: {action.length!r}", action)
-    if action.phase is Phase.PREDICT:
-        name = action.predictor
-        known = name is None or name in predictors
-        _require(known, f"it asks for a predictor that the engine does not have: {name!r}", action)
-        numbers = isinstance(action.horizon, float | int) and isinstance(action.settle, int)
-        _require(numbers and math.isfinite(action.horizon), f"horizon {action.horizon!r}", action)
-        _require(action.judge in ("probe", "guard"), f"it asks for no judge: {action.judge!r}", action)
+        wrong = f"it returned {type(action).__name__}, not an Action"
+    elif not isinstance(action.phase, Phase):
+        wrong = f"it chose no phase: {action.phase!r}"
+    elif not isinstance(action.length, int):
+        wrong = f"the length is no whole number: {action.length!r}"
+    elif action.phase is not Phase.PREDICT:
+        return
+    elif action.predictor is not None and action.predictor not in predictors:
+        wrong = f"it asks for a predictor that the engine does not have: {action.predictor!r}"
+    elif not isinstance(action.horizon, (float, int)) or not math.isfinite(action.horizon):
+        wrong = f"the horizon is no finite number: {action.horizon!r}"
+    elif not isinstance(action.settle, int):
+        wrong = f"the steps until the verdict are no whole number: {action.settle!r}"
+    elif action.judge not in ("probe", "guard"):
+        wrong = f"there is no such judge: {action.judge!r}"
+    if wrong is not None:
+        raise HybridCoreError(wrong, where="controller", fix="correct the controller")
 
 
 def check_correction(correction: object, layout: ParamLayout, xp: ModuleType) -> None:

@@ -8,6 +8,7 @@ import threading
 import weakref
 from threading import get_ident
 from time import perf_counter
+from typing import Any
 
 __all__ = ["Call", "TookTooLong", "Watchdog"]
 
@@ -18,25 +19,9 @@ class TookTooLong(BaseException):
     """Raised inside a call that takes too long; `Containment` catches it, so that nobody else sees it."""
 
 
-class Call:
-    """One call that is under way.
-
-    Attributes:
-        who: Kind and registry name, and perhaps more; None for the engine's own code, which a plugin has
-            called and which must not be interrupted.
-        method: What was called.
-        started: When, by `time.perf_counter`; time spent in calls inside it is not counted.
-        thread: Where.
-        fired: It was told to stop.
-        warned: It was told to stop, and went on.
-    """
-
-    __slots__ = ("fired", "method", "started", "thread", "warned", "who")
-
-    def __init__(self, who: tuple[object, ...] | None, method: str) -> None:
-        self.who, self.method = who, method
-        self.started, self.thread = perf_counter(), get_ident()
-        self.fired = self.warned = False
+Call = list[Any]
+"""One call that is under way: kind and registry name (None for the engine's own code, which a plugin has called
+and which must not be interrupted), what was called, and the thread."""
 
 
 class Watchdog:
@@ -46,14 +31,19 @@ class Watchdog:
     and then reads `_fired`, while the watchdog first sets `_fired` and then reads `calls`: one of the two
     sees the other, and an exception that is still pending is taken back.
 
+    Calls cost next to nothing: they leave no time, and the watchdog takes that since it first saw one as the
+    innermost. So time in calls inside a call is not counted, and a limit is kept to within a second.
+
     Args:
         seconds: Longest time of a call; 0 never interrupts.
 
     Attributes:
         calls: Calls under way, the innermost last.
+        fired: The call that is being told to stop.
+        sleeps: There is no thread yet.
 
     Example:
-        >>> dog, call = Watchdog(60.0), Call(("predictor", "mine"), "predict")
+        >>> dog, call = Watchdog(60.0), [("predictor", "mine"), "predict", get_ident()]
         >>> dog.enter(call)
         >>> dog.leave(call)
         >>> dog.stop()
@@ -62,17 +52,22 @@ class Watchdog:
     def __init__(self, seconds: float) -> None:
         self.seconds = seconds
         self.calls: list[Call] = []
-        self._fired: Call | None = None
+        self.fired: Call | None = None
+        self.sleeps = True
+        self._thrown = self._warned = False
+        self._seen: Call | None = None
+        self._since = 0.0
+        self._told: Call | None = None
         self._lock = threading.Lock()
-        self._stop: threading.Event | None = None
+        self._stop = threading.Event()
 
     def enter(self, call: Call) -> None:
         """A call begins."""
         self.calls.append(call)
-        if self._stop is None:
-            self._start()
-        if call.who is None and self._fired is not None:
-            self._take_back()
+        if self.sleeps:
+            self.wake()
+        if call[0] is None and self.fired is not None:
+            self.take_back()
             raise TookTooLong
 
     def leave(self, call: Call) -> None:
@@ -80,58 +75,63 @@ class Watchdog:
         calls = self.calls
         if calls and calls[-1] is call:
             calls.pop()
-        if self._fired is not None:
-            self._take_back()
-        if calls:
-            calls[-1].started += perf_counter() - call.started
+        if self.fired is not None:
+            self.take_back()
 
-    def _start(self) -> None:
-        self._stop = stop = threading.Event()
+    def wake(self) -> None:
+        """Start the thread."""
+        self.sleeps, self._stop = False, threading.Event()
         if self.seconds > 0.0:
-            arguments = (weakref.ref(self), stop, min(1.0, self.seconds / 8.0))
+            arguments = (weakref.ref(self), self._stop, min(1.0, self.seconds / 8.0))
             thread = threading.Thread(target=_watch, args=arguments, name="hybridcore-watchdog", daemon=True)
             thread.start()
-            weakref.finalize(self, stop.set)
+            weakref.finalize(self, self._stop.set)
 
     def stop(self) -> None:
         """End the thread; the next call starts it again."""
-        if self._stop is not None:
-            self._stop.set()
-            self._stop = None
+        self._stop.set()
+        self.sleeps = True
 
     def look(self) -> None:
         """Interrupt the innermost call where it has taken too long."""
         with self._lock:
-            call = self.calls[-1] if self.calls else None
-            if call is None or call.who is None:
+            try:
+                call = self.calls[-1]
+            except IndexError:
+                self._seen = None
                 return
-            late = perf_counter() - call.started - self.seconds
-            if late < 0.0:
+            now = perf_counter()
+            if call is not self._seen:
+                self._seen, self._since, self._warned = call, now, False
                 return
-            if call.fired:
-                if not call.warned and late > min(1.0, self.seconds):
-                    call.warned = True
+            late = now - self._since - self.seconds
+            if call[0] is None or late < 0.0:
+                return
+            if call is self._told:
+                if not self._warned and late > min(1.0, self.seconds):
+                    self._warned = True
                     self._warn(call)
                 return
-            self._fired = call
+            self.fired = call
             if not self.calls or self.calls[-1] is not call:
-                self._fired = None
+                self.fired = None
                 return
-            call.fired = True
-            _throw(call.thread, TookTooLong)
+            self._told, self._thrown = call, True
+            _throw(call[2], TookTooLong)
 
-    def _take_back(self) -> None:
+    def take_back(self) -> None:
+        """The call that was told to stop has ended: let nothing of it be left."""
         with self._lock:
-            if self._fired is not None and self._fired.fired:
-                _throw(self._fired.thread, None)
-            self._fired = None
+            if self.fired is not None and self._thrown:
+                _throw(self.fired[2], None)
+            self.fired, self._thrown = None, False
 
     def _warn(self, call: Call) -> None:
         logger.warning(
             "%s of %s has taken more than %g s and cannot be interrupted: it waits, or runs code that is "
             "not Python; training goes on when it returns",
-            call.method,
-            " ".join(repr(part) if index else str(part) for index, part in enumerate((call.who or ())[:2])),
+            call[1],
+            "%s %r" % call[0][:2],
             self.seconds,
         )
 

@@ -247,6 +247,12 @@ class TestHanging:
             while not stop.is_set():
                 dog.look()
 
+        def adds():
+            total = 0
+            for number in range(40):
+                total += number
+            return total
+
         hunter = threading.Thread(target=look)
         logging.getLogger("hybridcore").disabled = True
         hunter.start()
@@ -254,7 +260,7 @@ class TestHanging:
         try:
             end = time.perf_counter() + 3.0
             while time.perf_counter() < end:
-                given = containment.call("predictor", "p", "observe", sum, range(40), otherwise=-1)
+                given = containment.call("predictor", "p", "observe", adds, otherwise=-1)
                 whole, lost = whole + (given == 780), lost + (given == -1)
                 containment.each("observe", [("predictor", "p", lambda: None)] * 3)
         finally:
