@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from numbers import Integral, Real
 from types import ModuleType
 from typing import Any
 
@@ -132,6 +133,14 @@ def _require(fits: bool, what: str, got: object) -> None:
         raise HybridCoreError(what, got=repr(got), fix="correct the plugin")
 
 
+def _is_finite(value: Any) -> bool:
+    return isinstance(value, Real) and math.isfinite(value)
+
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, Integral)
+
+
 def check_action(action: Any, predictors: Any) -> None:
     """Raise unless an action can be taken.
 
@@ -142,17 +151,17 @@ def check_action(action: Any, predictors: Any) -> None:
     wrong = None
     if not isinstance(action, Action):
         wrong = f"it returned {type(action).__name__}, not an Action"
-    elif not isinstance(action.phase, Phase):
+    elif type(action.phase) is not Phase:
         wrong = f"it chose no phase: {action.phase!r}"
-    elif not isinstance(action.length, int):
+    elif not _is_whole(action.length):
         wrong = f"the length is no whole number: {action.length!r}"
     elif action.phase is not Phase.PREDICT:
         return
     elif action.predictor is not None and action.predictor not in predictors:
         wrong = f"it asks for a predictor that the engine does not have: {action.predictor!r}"
-    elif not isinstance(action.horizon, (float, int)) or not math.isfinite(action.horizon):
+    elif not _is_finite(action.horizon):
         wrong = f"the horizon is no finite number: {action.horizon!r}"
-    elif not isinstance(action.settle, int):
+    elif not _is_whole(action.settle):
         wrong = f"the steps until the verdict are no whole number: {action.settle!r}"
     elif action.judge not in ("probe", "guard"):
         wrong = f"there is no such judge: {action.judge!r}"

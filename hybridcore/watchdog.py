@@ -6,7 +6,6 @@ import ctypes
 import logging
 import threading
 import weakref
-from threading import get_ident
 from time import perf_counter
 from typing import Any
 
@@ -20,8 +19,11 @@ class TookTooLong(BaseException):
 
 
 Call = list[Any]
-"""One call that is under way: kind and registry name (None for the engine's own code, which a plugin has called
-and which must not be interrupted), what was called, and the thread."""
+"""One call that is under way: kind and registry name, what was called, and the thread.
+
+None stands in the first place for the engine's own code, which a plugin has called and which must not be
+interrupted.
+"""
 
 
 class Watchdog:
@@ -43,7 +45,7 @@ class Watchdog:
         sleeps: There is no thread yet.
 
     Example:
-        >>> dog, call = Watchdog(60.0), [("predictor", "mine"), "predict", get_ident()]
+        >>> dog, call = Watchdog(60.0), [("predictor", "mine"), "predict", threading.get_ident()]
         >>> dog.enter(call)
         >>> dog.leave(call)
         >>> dog.stop()
@@ -131,7 +133,7 @@ class Watchdog:
             "%s of %s has taken more than %g s and cannot be interrupted: it waits, or runs code that is "
             "not Python; training goes on when it returns",
             call[1],
-            "%s %r" % call[0][:2],
+            f"{call[0][0]} {call[0][1]!r}",
             self.seconds,
         )
 
