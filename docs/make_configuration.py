@@ -36,6 +36,7 @@ KINDS = (
     ("dynamics", "Dynamics models", "dynamics", "[dynamics.{}]"),
     ("monitors", "Monitors", "monitor", "[divergence.{}]"),
     ("tasks", "Tasks", "task", '[task] with name = "{}"'),
+    ("trackers", "Trackers", "tracker", "[trackers.{}]"),
     ("kernels", "Kernel sets", "kernel", "[kernels]"),
 )
 
@@ -44,7 +45,9 @@ def main() -> None:
     """Print the page."""
     parts = [HEAD]
     for table in attrs.fields(attrs.resolve_types(HybridConfig)):
-        parts.append(f"## [{table.name}]\n\n{rows(table.type)}")
+        own = [field for field in attrs.fields(table.type) if field.name != "options"]
+        text = rows(table.type) if own else f"{sentence(table.type)}\n"
+        parts.append(f"## [{table.name}]\n\n{text}")
     registry = load_registry()
     own = {
         (kind, name)

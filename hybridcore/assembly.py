@@ -9,12 +9,12 @@ import attrs
 from hybridcore.components import build_component
 from hybridcore.config import HybridConfig
 from hybridcore.divergence import build_monitors
-from hybridcore.protocols import Controller, Corrector, Dynamics, Monitor, Predictor
+from hybridcore.protocols import Controller, Corrector, Dynamics, Monitor, Predictor, Tracker
 
 if TYPE_CHECKING:
     from hybridcore.plugins import Registry
 
-__all__ = ["Parts", "build_parts"]
+__all__ = ["Parts", "build_parts", "build_trackers"]
 
 
 @attrs.frozen
@@ -73,3 +73,16 @@ def build_parts(config: HybridConfig, registry: Registry) -> Parts:
             f"dynamics.{config.dynamics.name}",
         )
     return Parts(controller, predictors, corrector, build_monitors(config.divergence, registry), dynamics)
+
+
+def build_trackers(config: HybridConfig, registry: Registry) -> list[Tracker]:
+    """The trackers that have a table, in its order.
+
+    Raises:
+        PluginError: A name is unknown.
+        ConfigError: A tracker's own table is wrong.
+    """
+    return [
+        build_component(registry.get("tracker", name), options, f"trackers.{name}")
+        for name, options in config.trackers.options.items()
+    ]

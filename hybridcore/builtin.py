@@ -52,7 +52,7 @@ TASKS: tuple[str, ...] = (
     "hybridcore.tasks.quadratic:QuadraticTask",
     "hybridcore.tasks.logistic:LogisticTask",
 )
-TRACKERS: tuple[str, ...] = ()
+TRACKERS: tuple[str, ...] = ("hybridcore.trackers.tensorboard:TensorBoard",)
 KERNELS: tuple[str, ...] = ("hybridcore.kernels.reference:ReferenceKernels",)
 
 

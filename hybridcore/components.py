@@ -51,6 +51,11 @@ class Classes(Protocol):
         ...
 
     @property
+    def trackers(self) -> Mapping[str, type[Any]]:
+        """Tracker classes."""
+        ...
+
+    @property
     def tasks(self) -> Mapping[str, type[Any]]:
         """Task classes."""
         ...
@@ -132,6 +137,8 @@ def check_config(
             problems += _check_monitors(data["divergence"], registry.monitors)
         if "recovery" in data:
             problems += _check_policy(data["recovery"], registry.monitors)
+        if isinstance(data.get("trackers"), Mapping):
+            problems += _check_own_tables(data["trackers"], "trackers", registry.trackers)
         problems += _check_kernels(data, registry.kernels)
         problems += _check_task(data, registry, defaults.task.name)
     if config is None or problems:

@@ -31,6 +31,7 @@ __all__ = [
     "RecoveryConfig",
     "RunConfig",
     "TaskConfig",
+    "TrackersConfig",
     "VerdictConfig",
     "between",
     "choice",
@@ -501,10 +502,27 @@ class PluginsConfig:
     Attributes:
         load: Entry points that must load; a broken one among them is an error instead of a warning.
         block: Entry points that must not be loaded.
+        on_error: What happens where a predictor, controller, corrector, monitor, dynamics model, tracker or
+            listener raises, takes too long or returns what it must not: ``"drop"`` goes on without it,
+            ``"raise"`` ends the run with a `PluginFailedError` (F42).
+        timeout_seconds: Longest time of one call into any of these; 0 never interrupts.
     """
 
     load: tuple[str, ...] = ()
     block: tuple[str, ...] = ()
+    on_error: str = attrs.field(default="drop", validator=choice("drop", "raise"))
+    timeout_seconds: float = attrs.field(default=300.0, validator=between(0.0))
+
+
+@attrs.frozen(kw_only=True)
+class TrackersConfig:
+    """Table ``[trackers]``: each table ``[trackers.<name>]``, even an empty one, adds that tracker to a run.
+
+    Attributes:
+        options: Own tables by registry name.
+    """
+
+    options: dict[str, dict[str, Any]] = attrs.field(factory=dict)
 
 
 @attrs.frozen(kw_only=True)
@@ -536,4 +554,5 @@ class HybridConfig:
     autotune: AutotuneConfig = attrs.field(factory=AutotuneConfig)
     checkpoint: CheckpointConfig = attrs.field(factory=CheckpointConfig)
     metrics: MetricsConfig = attrs.field(factory=MetricsConfig)
+    trackers: TrackersConfig = attrs.field(factory=TrackersConfig)
     plugins: PluginsConfig = attrs.field(factory=PluginsConfig)

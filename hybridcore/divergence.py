@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Any
 import attrs
 
 from hybridcore.config import DivergenceConfig
+from hybridcore.containment import Containment, Member
 from hybridcore.protocols import Monitor, Signal, SignalLevel, StepRecord
+from hybridcore.replies import check_signal
 
 if TYPE_CHECKING:
     from hybridcore.plugins import Registry
@@ -50,6 +52,7 @@ class DivergenceWatch:
     Args:
         monitors: Who watches.
         config: Interval and escalation.
+        containment: Calls the monitors; one that fails watches no more.
 
     Attributes:
         checks: Checks so far; ``ceil(steps / check_every)`` once `finish` was called (F36).
@@ -67,12 +70,16 @@ class DivergenceWatch:
         (['non-finite'], 1)
     """
 
-    def __init__(self, monitors: Iterable[Monitor], config: DivergenceConfig) -> None:
-        self.monitors = list(monitors)
+    def __init__(
+        self,
+        monitors: Iterable[Monitor],
+        config: DivergenceConfig,
+        containment: Containment | None = None,
+    ) -> None:
         self._config = config
-        self._immediate = [m for m in self.monitors if getattr(m, "every_step", False)]
-        self._others = [m for m in self.monitors if m not in self._immediate]
-        self._observers = [m.observe for m in self._others]
+        self._containment = containment if containment is not None else Containment()
+        self._containment.substitute["monitor"] = self._drop
+        self._set(list(monitors))
         self._warnings: dict[str, int] = {}
         self._rows: dict[str, int] = {}
         self._diverging: set[str] = set()
@@ -80,13 +87,31 @@ class DivergenceWatch:
         self.checks = self.divergences = 0
         self.health = 1.0
 
+    def _set(self, monitors: list[Monitor]) -> None:
+        self.monitors = monitors
+        self._immediate = [m for m in monitors if getattr(m, "every_step", False)]
+        self._others = [m for m in monitors if m not in self._immediate]
+        self._observers: list[Member] = [
+            ("monitor", m.name, m.observe) for m in (*self._others, *self._immediate)
+        ]
+
+    def _drop(self, name: str) -> None:
+        self._set([m for m in self.monitors if m.name != name])
+        self._rows.pop(name, None)
+        self._warnings.pop(name, None)
+        self._diverging.discard(name)
+
     def observe(self, record: StepRecord) -> None:
         """Show one real step to every monitor."""
-        for observe in self._observers:
-            observe(record)
-        for monitor in self._immediate:
-            monitor.observe(record)
+        self._containment.each("observe", self._observers, record)
         self._since += 1
+
+    def _ask(self, monitor: Monitor, record: StepRecord) -> Signal | None:
+        """What a monitor has found; None where it fails."""
+        check = monitor.check
+        return self._containment.call(
+            "monitor", monitor.name, "check", check, record, otherwise=None, check=check_signal
+        )
 
     def check(self, record: StepRecord) -> list[Signal]:
         """Signals that are due after this step, the worst first.
@@ -95,7 +120,7 @@ class DivergenceWatch:
         """
         found: list[Signal] = []
         for monitor in self._immediate:
-            signal = monitor.check(record)
+            signal = self._ask(monitor, record)
             if signal is not None or monitor.name in self._rows:
                 self._judge(monitor.name, signal, found)
         if self._since >= self._config.check_every:
@@ -118,7 +143,7 @@ class DivergenceWatch:
         self.checks += 1
         self._since = 0
         for monitor in self._others:
-            self._judge(monitor.name, monitor.check(record), found)
+            self._judge(monitor.name, self._ask(monitor, record), found)
         self._feel(max((signal.level for signal in found), default=None))
 
     def _judge(self, name: str, signal: Signal | None, found: list[Signal]) -> None:
@@ -154,16 +179,23 @@ class DivergenceWatch:
     def dismiss(self, record: StepRecord) -> None:
         """Let go of what monitors have seen since the last check: its cause was undone."""
         for monitor in self.monitors:
-            monitor.check(record)
+            self._ask(monitor, record)
 
     def mark(self) -> dict[str, Any]:
         """What the monitors know, to go back to with `rewind`."""
-        return {monitor.name: monitor.state_dict() for monitor in self.monitors}
+        states = {m.name: self._state(m) for m in self.monitors}
+        return {name: state for name, state in states.items() if state is not None}
+
+    def _state(self, monitor: Monitor) -> dict[str, Any] | None:
+        return self._containment.call(
+            "monitor", monitor.name, "state_dict", monitor.state_dict, otherwise=None
+        )
 
     def rewind(self, mark: Mapping[str, Any]) -> None:
         """Make the monitors know what they knew then; counts and health stay."""
         for monitor in self.monitors:
-            monitor.load_state_dict(mark[monitor.name])
+            name, load = monitor.name, monitor.load_state_dict
+            self._containment.call("monitor", name, "load_state_dict", load, mark[name], otherwise=None)
         self._warnings.clear()
 
     def state_dict(self) -> dict[str, Any]:

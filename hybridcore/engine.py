@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -16,11 +16,12 @@ from hybridcore.budget import Budget
 from hybridcore.checkpoint.engine_state import engine_state, load_engine_state
 from hybridcore.clock import Stopwatch
 from hybridcore.config import HybridConfig
+from hybridcore.containment import Containment, Member
 from hybridcore.correction.keeper import CorrectionKeeper
 from hybridcore.correction.none import NoCorrection
 from hybridcore.counts import Counts
 from hybridcore.divergence import DivergenceWatch, build_monitors
-from hybridcore.errors import MemoryBudgetError, PluginError, PredictionError
+from hybridcore.errors import HybridCoreError, MemoryBudgetError, PluginError, PredictionError
 from hybridcore.events import Event, EventBus
 from hybridcore.foresight import Foresight
 from hybridcore.history import History
@@ -28,6 +29,7 @@ from hybridcore.kernels import ChosenKernels, choose
 from hybridcore.leaps import Leaps
 from hybridcore.memory import Memory, budget_bytes
 from hybridcore.phases import PhaseMachine
+from hybridcore.predictors.controls import NoPrediction
 from hybridcore.probes import ProbeSet
 from hybridcore.protocols import (
     Action,
@@ -46,9 +48,11 @@ from hybridcore.ranks import Ranks, Timed
 from hybridcore.rates import RateControl
 from hybridcore.reach import Reach
 from hybridcore.recovery import Recovery
+from hybridcore.replies import check_action
 from hybridcore.reporting import Reporter
 from hybridcore.rewind import Rewind
 from hybridcore.state import EngineState, Statistics
+from hybridcore.substitutes import OnlyTrains
 from hybridcore.trials import Trial, TrialKeeper
 from hybridcore.verdict import Verdict
 
@@ -112,6 +116,13 @@ class Engine:
             )
         self.ranks = Ranks(adapter)
         self.events = events if events is not None else EventBus()
+        self.containment = Containment(config.plugins)
+        self.containment.failures += self.events.containment.failures
+        self.events.containment = self.containment
+        self.containment.substitute |= {
+            "predictor": self._drop_predictor,
+            "controller": self._drop_controller,
+        }
         self.clock = clock if clock is not None else Stopwatch()
         self.machine = PhaseMachine(config.phases)
         self.statistics = Statistics()
@@ -142,10 +153,14 @@ class Engine:
             self.ranks.least,
         )
         streams = np.random.SeedSequence(config.run.seed).spawn(len(self.predictors))
-        for predictor, stream in zip(self.predictors.values(), streams, strict=True):
-            predictor.reset(adapter.layout, np.random.default_rng(stream))
+        self._observers: list[Member] = []
+        for (name, predictor), stream in zip(list(self.predictors.items()), streams, strict=True):
+            rng = np.random.default_rng(stream)
+            self._guard("predictor", name, "reset", predictor.reset, adapter.layout, rng)
+        self._list_observers()
         self.reach = Reach(adapter.xp) if "reach" in self.history.needs else None
         self.counts = Counts()
+        self.events.step = lambda: self.counts.real_steps
         self._reporter = Reporter(self.events, self.clock, self.counts, config.metrics)
         self.rates = RateControl(adapter)
         self._trials = TrialKeeper(
@@ -172,9 +187,12 @@ class Engine:
             self.counts,
             self._reporter,
             self.ranks,
+            self.containment,
         )
         watch = DivergenceWatch(
-            build_monitors(config.divergence) if monitors is None else monitors, config.divergence
+            build_monitors(config.divergence) if monitors is None else monitors,
+            config.divergence,
+            self.containment,
         )
         host = Rewind(
             self._trials,
@@ -190,7 +208,9 @@ class Engine:
             self.force_full,
             self._enter_full,
         )
-        self.recovery = Recovery(adapter, config, watch, self.predictors, self.rates, self._reporter, host)
+        self.recovery = Recovery(
+            adapter, config, watch, self.predictors, self.rates, self._reporter, host, self.containment
+        )
         self.recovery.states.agree = self.ranks.all_true
         self._trials.release = self._release
         self._leaps = Leaps(
@@ -205,10 +225,11 @@ class Engine:
             self._reporter,
             self.recovery.restraint,
             self.recovery.refused,
+            self.containment,
         )
         self.foresight: Foresight | None = None
         if dynamics is not None:
-            self.foresight = Foresight(
+            foresight = Foresight(
                 dynamics,
                 config,
                 adapter,
@@ -218,15 +239,45 @@ class Engine:
                 self.counts,
                 list(self.predictors),
                 compat_numpy,
+                self.containment,
             )
-            self.foresight.keeper.agree = self.ranks.mean
+            foresight.keeper.agree = self.ranks.mean
+            self.foresight = None if foresight.lost else foresight
+            self.containment.substitute["dynamics"] = self._drop_dynamics
         if self.ranks.many and isinstance(controller, Timed):
             controller.clock = self.ranks.clock
+        self.containment.make_sound = self._make_sound
         self._normalised: bool | None = None
         self._started = 0.0
         self._awake_since = 0
         self._idle = 0
         self._settle_warmup()
+        self.containment.watchdog.stop()  # the next call starts it again
+
+    # -- plugins that fail -------------------------------------------------------------------------
+
+    def _guard(self, kind: str, name: str, method: str, function: Callable[..., None], *args: Any) -> None:
+        """Call what returns nothing; typed errors, which say what is wrong with a set-up, pass."""
+        self.containment.call(kind, name, method, function, *args, otherwise=None, passes=(HybridCoreError,))
+
+    def _list_observers(self) -> None:
+        self._observers = [("predictor", name, p.observe) for name, p in self.predictors.items()]
+
+    def _drop_predictor(self, name: str) -> None:
+        self.predictors[name] = NoPrediction()
+        self._list_observers()
+
+    def _drop_controller(self, name: str) -> None:
+        self.controller = OnlyTrains()
+
+    def _drop_dynamics(self, name: str) -> None:
+        self.foresight = None
+
+    def _make_sound(self) -> None:
+        """Undo an open trial before an error leaves the engine."""
+        self._leaps.pending = None
+        if self._trials.trial is not None:
+            self._trials.undo(proven=True)
 
     def _release(self, error: MemoryBudgetError) -> None:
         """Give the good states' memory to a trial: predictions are what the memory was asked for."""
@@ -368,8 +419,7 @@ class Engine:
     def _learn(self, record: StepRecord) -> None:
         """Take in a real step that changed the weights."""
         self.statistics.observe(record)
-        for predictor in self.predictors.values():
-            predictor.observe(record)
+        self.containment.each("observe", self._observers, record)
         self.history.after_step(self.adapter)
         if self.average is not None:
             with self.clock.paused():  # a second read-out of the run, booked apart
@@ -412,7 +462,16 @@ class Engine:
         pending = self._leaps.pending
         assert pending is not None
         confidence = pending.jump.confidence
-        if self.controller.proceed(self._state(confidence=confidence)):
+        goes_on = self.containment.call(
+            "controller",
+            self.controller.name,
+            "proceed",
+            self.controller.proceed,
+            self._state(confidence=confidence),
+            otherwise=False,
+            check=bool,
+        )
+        if goes_on:
             return None
         return (
             f"early exit after {pending.done} of {pending.steps} predicted steps: confidence {confidence:.3f}"
@@ -440,6 +499,7 @@ class Engine:
             self._judge_trial()
         self.corrections.finish()
         self.recovery.finish()
+        self.containment.watchdog.stop()
         return self.summary()
 
     @contextmanager
@@ -507,6 +567,7 @@ class Engine:
             **self.recovery.summary(),
             **(self.foresight.summary() if self.foresight is not None else {}),
             "kernels": self.kernels.summary(),
+            "plugins_dropped": [" ".join(lost) for lost in self.containment.dropped],
         }
 
     def state_dict(self) -> dict[str, Any]:
@@ -533,7 +594,7 @@ class Engine:
             self.foresight.train(self._trials.examples)
         while self.machine.at_boundary:
             state = self._state()
-            action = self.controller.choose(state)
+            action = self._choose(state)
             phase, rule = self.machine.permitted(action.phase)
             if phase is Phase.PREDICT and not state.may_predict:
                 phase, rule = Phase.FULL, state.why_not
@@ -545,6 +606,25 @@ class Engine:
                 self._rest(state, action)
             else:
                 self._enter(phase, self.config.phases.full_steps, rule or action.reason)
+
+    def _choose(self, state: EngineState) -> Action:
+        """The controller's action; that of its substitute where it fails."""
+
+        def check(action: Action | None) -> None:
+            check_action(action, self.predictors)
+            assert action is not None
+            self.machine.permitted(action.phase)
+
+        controller, substitute = self.controller, OnlyTrains().choose(state)
+        return self.containment.call(
+            "controller",
+            controller.name,
+            "choose",
+            controller.choose,
+            state,
+            otherwise=substitute,
+            check=check,
+        )
 
     @property
     def _in_continuous_trial(self) -> bool:
@@ -597,7 +677,7 @@ class Engine:
             normalised=self._is_normalised(),
             forecast=self.foresight.forecast if self.foresight is not None else None,
             statistics=self.statistics,
-            predictor_ready={n: p.ready(self.history) for n, p in self.predictors.items()},
+            predictor_ready={n: self._leaps.ready(n) for n in list(self.predictors)},
             default_predictor=next(iter(self.predictors)),
             window=self.history.window,
             raised_threshold=self.recovery.restraint.threshold(self.counts.real_steps),
@@ -676,9 +756,7 @@ class Engine:
         self.counts.refused += 1
         resume = self.budget.failed(self.counts.real_steps)
         self._reporter.refused(name, horizon, reason)
-        self.controller.feedback(
-            Outcome(False, name, horizon, 0, 0, math.nan, math.nan, 0.0, 0.0, math.nan, reason)
-        )
+        self._feedback(Outcome(False, name, horizon, 0, 0, math.nan, math.nan, 0.0, 0.0, math.nan, reason))
         self._enter(Phase.FULL, self.config.phases.full_steps, f"{reason}; next try at step {resume}")
 
     # -- verdicts ----------------------------------------------------------------------------------
@@ -750,7 +828,13 @@ class Engine:
 
     def _tell(self, outcome: Outcome) -> None:
         self._reporter.verdict(outcome)
-        self.controller.feedback(outcome)
+        self._feedback(outcome)
+
+    def _feedback(self, outcome: Outcome) -> None:
+        controller = self.controller
+        self.containment.call(
+            "controller", controller.name, "feedback", controller.feedback, outcome, otherwise=None
+        )
 
     def _on_probe(self, examples: int, loss: float, cost: float) -> None:
         self.counts.cost += cost

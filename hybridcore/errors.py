@@ -21,6 +21,7 @@ __all__ = [
     "ModelError",
     "PhaseTransitionError",
     "PluginError",
+    "PluginFailedError",
     "PredictionError",
     "ProbeError",
     "RankError",
@@ -146,6 +147,10 @@ class ConfigError(HybridCoreError):
 
 class PluginError(HybridCoreError):
     """A plugin cannot be loaded, is unknown, or registers something invalid."""
+
+
+class PluginFailedError(PluginError):
+    """A plugin failed during a run whose configuration demands it (``plugins.on_error = "raise"``) (F42)."""
 
 
 class AdapterNotFoundError(PluginError):

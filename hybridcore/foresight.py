@@ -12,8 +12,10 @@ from numpy.typing import NDArray
 
 from hybridcore.checkpoint.attributes import put, take
 from hybridcore.config import HybridConfig
+from hybridcore.containment import Containment
 from hybridcore.counts import Counts
 from hybridcore.dynamics.keeper import DynamicsKeeper
+from hybridcore.errors import HybridCoreError
 from hybridcore.history import History
 from hybridcore.phases import PhaseMachine
 from hybridcore.protocols import Action, Adapter, Dynamics, Phase, Rollout, StepRecord
@@ -40,6 +42,10 @@ class Foresight:
         counts: Gives the step.
         predictors: Registry names that actions may carry.
         xp: Array namespace that the model computes in.
+        containment: Calls the model.
+
+    Attributes:
+        lost: The model could not even be reset.
     """
 
     def __init__(
@@ -53,12 +59,28 @@ class Foresight:
         counts: Counts,
         predictors: list[str],
         xp: ModuleType,
+        containment: Containment | None = None,
     ) -> None:
+        containment = containment if containment is not None else Containment()
+        self._containment = containment
         self._adapter, self._statistics, self._history = adapter, statistics, history
         self._machine, self._counts, self._steps = machine, counts, config.run.steps
         rng = np.random.default_rng(np.random.SeedSequence([config.run.seed, 0xD1]))
-        model.reset(predictors, rng, xp, int(config.dynamics.memory_budget_mib * 2**20))
-        self.keeper = DynamicsKeeper(model, config.dynamics, adapter.layout.total)
+        memory = int(config.dynamics.memory_budget_mib * 2**20)
+        containment.call(
+            "dynamics",
+            model.name,
+            "reset",
+            model.reset,
+            predictors,
+            rng,
+            xp,
+            memory,
+            otherwise=None,
+            passes=(HybridCoreError,),
+        )
+        self.lost = ["dynamics", model.name] in containment.dropped
+        self.keeper = DynamicsKeeper(model, config.dynamics, adapter.layout.total, containment)
         self._moments: dict[str, float] = {}
         self._moments_at = -MOMENTS_EVERY
         self._action: Action | None = None
@@ -88,7 +110,9 @@ class Foresight:
 
     def forecast(self, action: Action, horizon: int) -> Rollout:
         """Training losses of the next `horizon` real steps if `action` is taken now."""
-        return self.keeper.rollout(self.features(), action, horizon)
+        with self._containment.own_code():
+            features = self.features()
+        return self.keeper.rollout(features, action, horizon)
 
     def features(self) -> NDArray[np.float64]:
         """Features of now, shape ``(len(FEATURE_NAMES),)``."""

@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import ModuleType
 from typing import Any, overload
 
+import numpy as np
+
 from hybridcore.checkpoint.attributes import put, take
 from hybridcore.config import HistoryConfig
 from hybridcore.errors import MemoryBudgetError, PredictionError
@@ -242,6 +244,7 @@ class History:
         mean = self._mean_of(self._sum)
         self._closed += 1
         if self.dtype == "float32":
+            _protect(mean)
             self._means.append(mean)
         else:
             self._means.append(self.kernels.encode(mean, self.dtype, self._closed, self.xp))
@@ -271,6 +274,23 @@ class History:
         if self.dtype == "float32":
             return tuple(self.decoded(mean) for mean in self._means)
         return _Means(tuple(self._means), self)
+
+    def versions(self) -> tuple[int, ...]:
+        """Counts of writes into the window means, where their library counts them (PyTorch does).
+
+        Where it does not, arrays cannot be written to (JAX, TensorFlow) or are handed out read-only (NumPy).
+        """
+        newest = self._means[-1] if self._means else ()
+        if isinstance(newest, tuple) and (not newest or isinstance(newest[0], np.ndarray)):
+            return ()
+        found = []
+        for mean in self._means:
+            for array in mean.codes if isinstance(mean, EncodedBuckets) else mean:
+                try:
+                    found.append(int(getattr(array, "_version", 0)))
+                except RuntimeError:  # tensors of inference mode count nothing
+                    found.append(0)
+        return tuple(found)
 
     def decoded(self, mean: Buckets | EncodedBuckets) -> Buckets:
         """A window mean as buckets."""
@@ -412,6 +432,13 @@ class History:
         """
         put(self, _STATE, state)
         self._adapter = adapter if state["observed"] else None
+
+
+def _protect(buckets: Buckets) -> None:
+    """Make NumPy arrays read-only: verdicts depend on window means, which predictors get to see."""
+    for bucket in buckets:
+        if isinstance(bucket, np.ndarray):
+            bucket.flags.writeable = False
 
 
 class _Means(Sequence[Buckets]):

@@ -13,6 +13,7 @@ from hybridcore.errors import DeltaError, PredictionError
 from hybridcore.kernels.reference import REFERENCE
 from hybridcore.layout import Buckets, ParamGroup, ParamLayout
 from hybridcore.protocols import Adapter, KernelSet, Prediction
+from hybridcore.replies import BucketKind, bucket_kinds
 
 __all__ = ["Jump", "JumpLimiter"]
 
@@ -57,6 +58,7 @@ class JumpLimiter:
 
     Attributes:
         weight_norms: Norm of the weights by group, as measured last.
+        kinds: Type, dtype and device of each bucket of weights, as measured last.
     """
 
     def __init__(
@@ -71,10 +73,18 @@ class JumpLimiter:
             ParamGroup.BIAS: config.bias_scale,
         }
         self.weight_norms: dict[ParamGroup, float] = {}
+        self.kinds: tuple[BucketKind, ...] = ()
 
     def measure_weights(self, adapter: Adapter) -> None:
         """Note the norms of the weights, which caps are relative to."""
-        self.weight_norms = self._norms(adapter.read_params())
+        weights = adapter.read_params()
+        self.note_kinds(weights)
+        self.weight_norms = self._norms(weights)
+
+    def note_kinds(self, weights: Buckets) -> tuple[BucketKind, ...]:
+        """Note, and give, what the weights' buckets are made of."""
+        self.kinds = bucket_kinds(weights)
+        return self.kinds
 
     def limit(
         self, prediction: Prediction, adapter: Adapter, gains: Mapping[ParamGroup, float] | None = None

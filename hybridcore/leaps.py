@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import attrs
@@ -12,9 +12,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hybridcore.config import HybridConfig
+from hybridcore.containment import Containment
 from hybridcore.correction.keeper import CorrectionKeeper
 from hybridcore.counts import Counts
-from hybridcore.errors import HybridCoreError, PluginError, PredictionError
+from hybridcore.errors import (
+    DeltaError,
+    HybridCoreError,
+    PluginError,
+    PluginFailedError,
+    PredictionError,
+)
 from hybridcore.history import History
 from hybridcore.jumps import Jump, JumpLimiter
 from hybridcore.probes import FORWARD_COST, ProbeSet, paired_difference
@@ -27,6 +34,7 @@ from hybridcore.protocols import (
     Prediction,
     Predictor,
 )
+from hybridcore.replies import sound_prediction
 from hybridcore.reporting import Reporter
 from hybridcore.restraint import Restraint
 from hybridcore.trials import TrialKeeper
@@ -34,6 +42,9 @@ from hybridcore.trials import TrialKeeper
 __all__ = ["Leaps", "Shares"]
 
 logger = logging.getLogger("hybridcore")
+
+STRIKES = 3
+"""Wrong proposals in a row after which a predictor is dropped."""
 
 
 @attrs.define
@@ -73,6 +84,7 @@ class Leaps:
         counts: Counters.
         reporter: Hears of applied changes.
         restraint: Shortens horizons and asks for more confidence after a warning.
+        containment: Calls the predictors.
         on_error: Hears of a predictor's name and of the error that its proposal was refused with.
 
     Attributes:
@@ -92,7 +104,10 @@ class Leaps:
         reporter: Reporter,
         restraint: Restraint,
         on_error: Callable[[str, HybridCoreError], None],
+        containment: Containment | None = None,
     ) -> None:
+        self._containment = containment if containment is not None else Containment()
+        self._strikes: dict[str, int] = {}
         self._restraint, self._on_error = restraint, on_error
         self._adapter, self._config, self._predictors = adapter, config, predictors
         self._history, self._probes, self._trials = history, probes, trials
@@ -267,21 +282,28 @@ class Leaps:
 
     def state_dict(self) -> dict[str, Any]:
         """The pending change, and the norms that caps are relative to."""
-        return {"pending": self.pending, "norms": dict(self._limiter.weight_norms)}
+        return {
+            "pending": self.pending,
+            "norms": dict(self._limiter.weight_norms),
+            "strikes": dict(self._strikes),
+        }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Put back what `state_dict` gave."""
         self.pending, self._limiter.weight_norms = state["pending"], dict(state["norms"])
+        self._strikes = dict(state.get("strikes", {}))
 
     def _limited(self, predictor: Predictor, name: str, horizon: float) -> tuple[Jump | None, str]:
         """The predictor's change within all limits, or None and why there is none."""
-        if not predictor.ready(self._history):
+        if not self.ready(name):
             return None, f"predictor {name!r} is not ready"
         trial = self._trials.trial
         assert trial is not None
         step = self._counts.real_steps
         try:
-            prediction = self.prediction(predictor, horizon * self._restraint.ratio(step), trial.continuous)
+            prediction = self._proposed(name, horizon * self._restraint.ratio(step), trial.continuous)
+            if prediction is None:
+                return None, f"predictor {name!r} failed and is dropped"
             if trial.continuous and trial.first_jump is not None:
                 return self._limiter.repeat(prediction, trial.first_jump), ""
             threshold = self._restraint.threshold(step)
@@ -296,11 +318,65 @@ class Leaps:
             unmoved = trial.loss_level + 0.5 * trial.loss_deviation
             trial.expected_loss = unmoved if promised is None else promised
             trial.first_jump = jump
+            self._strikes.pop(name, None)
             return jump, ""
+        except PluginFailedError:
+            raise
         except HybridCoreError as error:
             logger.warning("predictor %r refused: %s", name, error)
             self._on_error(name, error)
+            self._strike(name, error)
             return None, f"predictor {name!r}: {error.what}"
+
+    def ready(self, name: str) -> bool:
+        """Whether a predictor could predict now."""
+        ready = self._predictors[name].ready
+        return self._containment.call(
+            "predictor", name, "ready", ready, self._history, otherwise=False, check=bool
+        )
+
+    def _proposed(self, name: str, horizon: float, continuous: bool) -> Prediction | None:
+        """The predictor's proposal, a sound one; None where the predictor was dropped over it.
+
+        Raises:
+            HybridCoreError: It cannot be used, or the predictor says that it has none.
+        """
+        kept = self._history.versions()
+        prediction = self._containment.call(
+            "predictor",
+            name,
+            "predict",
+            self.prediction,
+            self._predictors[name],
+            horizon,
+            continuous,
+            otherwise=None,
+            passes=(HybridCoreError,),
+        )
+        if self._history.versions() != kept:
+            self._history.restart()
+            wrote = DeltaError(
+                "it wrote into the window means", where="history.window_means", fix="copy before you write"
+            )
+            self._containment.failed("predictor", name, "predict", wrote)
+            return None
+        if prediction is None and name in {lost for _, lost in self._containment.dropped}:
+            self._history.restart()  # a call that was interrupted may have left half of something there
+            return None
+        kinds = self._limiter.kinds or self._limiter.note_kinds(self._adapter.read_params())
+        return sound_prediction(prediction, self._adapter.layout, kinds)
+
+    def _strike(self, name: str, error: HybridCoreError) -> None:
+        """Drop a predictor whose proposals were wrong several times in a row.
+
+        What it raises itself is no strike: it may say that it has too little to go by.
+        """
+        wrong = error.where is not None and error.where.startswith("prediction")
+        if not wrong or not isinstance(error, DeltaError | PredictionError):
+            return
+        self._strikes[name] = self._strikes.get(name, 0) + 1
+        if self._strikes[name] >= STRIKES:
+            self._containment.failed("predictor", name, "predict", error)
 
     def prediction(self, predictor: Predictor, horizon: float, continuous: bool) -> Prediction:
         """The predictor's proposal; measured by probes where it can use them and no step is continuous."""
@@ -312,10 +388,15 @@ class Leaps:
 
         def measure(change: Buckets) -> float:
             weights = tuple(w + d for w, d in zip(current, change, strict=True))
-            return float(np.mean(self._trials.probe(weights)))
+            with self._containment.own_code():
+                return float(np.mean(self._trials.probe(weights)))
 
         if linearises and isinstance(predictor, LinearisingPredictor):
-            linearise = self._trials.linearise
+
+            def linearise(directions: Sequence[Buckets]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+                with self._containment.own_code():
+                    return self._trials.linearise(directions)
+
             return predictor.predict_linearised(self._history, horizon, self._adapter.xp, linearise, measure)
         assert isinstance(predictor, MeasuringPredictor)
         return predictor.predict_with(self._history, horizon, self._adapter.xp, measure)

@@ -14,6 +14,7 @@ import numpy as np
 
 from hybridcore.autotune import Autotune
 from hybridcore.config import HybridConfig
+from hybridcore.containment import Containment
 from hybridcore.divergence import DivergenceWatch
 from hybridcore.errors import DeltaError, DivergenceError, HybridCoreError, RecoveryAction
 from hybridcore.good_states import GoodState, GoodStates
@@ -74,6 +75,7 @@ class Recovery:
         rates: Changes the learning rate.
         reporter: Hears of signals and actions.
         host: The engine.
+        containment: Calls the predictors.
 
     Attributes:
         actions: How often each action was taken.
@@ -88,7 +90,9 @@ class Recovery:
         rates: RateControl,
         reporter: Reporter,
         host: Host,
+        containment: Containment | None = None,
     ) -> None:
+        self._containment = containment if containment is not None else Containment()
         self._adapter, self._config = adapter, config.recovery
         self._predictors, self._rates = predictors, rates
         self._reporter, self._host = reporter, host
@@ -296,9 +300,10 @@ class Recovery:
         )
 
     def _reset(self, names: Any) -> None:
-        for name in names:
+        for name in list(names):
             stream = np.random.default_rng(self._seeds.spawn(1)[0])
-            self._predictors[name].reset(self._adapter.layout, stream)
+            reset, layout = self._predictors[name].reset, self._adapter.layout
+            self._containment.call("predictor", name, "reset", reset, layout, stream, otherwise=None)
 
     def _report(self, action: RecoveryAction, cause: str, reason: str) -> None:
         self.actions[action.value] += 1

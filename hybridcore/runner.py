@@ -18,6 +18,7 @@ import attrs
 
 from hybridcore import __version__
 from hybridcore.arms import plan_arm
+from hybridcore.assembly import build_trackers
 from hybridcore.averaging import RunningAverage
 from hybridcore.baseline import Baseline
 from hybridcore.checkpoint.engine_state import load_model
@@ -26,6 +27,7 @@ from hybridcore.clock import Stopwatch
 from hybridcore.components import build_component, import_function
 from hybridcore.config import HybridConfig
 from hybridcore.configfile import config_to_dict, dump_config
+from hybridcore.containment import Containment
 from hybridcore.errors import AdapterNotFoundError, CheckpointError, DivergenceError, MetricsError, TaskError
 from hybridcore.events import Event, EventBus, Listener
 from hybridcore.injection import Fault, inject, mislead
@@ -33,6 +35,7 @@ from hybridcore.metrics import SCHEMA, MetricsWriter, plain_json
 from hybridcore.protocols import StepResult, TaskRun
 from hybridcore.records import AVERAGED, Evaluation, final_loss, loss_gap, speedup, speedup_bound
 from hybridcore.tasks.batches import skip_batches
+from hybridcore.tracking import Tracking
 
 if TYPE_CHECKING:
     from hybridcore.plugins import Registry
@@ -202,11 +205,11 @@ def train(
         resume: Go on from the newest sound checkpoint.
     """
     task = build_task(config, registry) if isinstance(engine, bool) else engine.task(config, registry)
-    events, clock = EventBus(), Stopwatch()
+    events, clock = EventBus(Containment(config.plugins)), Stopwatch()
     if faults:
         task = inject(task, faults, events)
-    with MetricsWriter(out_dir / "metrics.jsonl") as writer:
-        events.listen(writer)
+    tracking = Tracking(build_trackers(config, registry), events)
+    with MetricsWriter(out_dir / "metrics.jsonl") as writer, tracking:
         if progress is not None:
             events.listen(progress)
         saves = isinstance(engine, bool) and not faults and (config.checkpoint.every > 0 or resume)
@@ -216,9 +219,10 @@ def train(
         with clock.paused():
             if resume:
                 _require_resumable(checkpoints)
-                if progress is not None:
-                    progress(Event.RUN_START, _start(config, arm, task))
+                events.emit(Event.RUN_START, **_start(config, arm, task))  # the record has it already
+                events.listen(writer, essential=True)
             else:
+                events.listen(writer, essential=True)
                 if checkpoints is not None:
                     checkpoints.require_none()
                 events.emit(Event.RUN_START, **_start(config, arm, task))

@@ -26,7 +26,13 @@ from hybridcore.config import HybridConfig
 from hybridcore.controllers.fixed import Fixed, FixedConfig
 from hybridcore.controllers.threshold import Threshold, ThresholdConfig
 from hybridcore.engine import Engine
-from hybridcore.errors import DeltaError, PhaseTransitionError, PluginError, PredictionError
+from hybridcore.errors import (
+    DeltaError,
+    PhaseTransitionError,
+    PluginError,
+    PluginFailedError,
+    PredictionError,
+)
 from hybridcore.predictors.drift import Drift
 from hybridcore.predictors.last_update import LastUpdate
 from hybridcore.protocols import OptimizerSpec, Phase
@@ -116,9 +122,11 @@ def test_f1_without_warmup_the_first_batch_is_a_full_one():
 
 
 def test_f2_a_controller_that_breaks_the_rules_is_told_so():
-    engine, _ = build(bowl(), configure(), Scripted(full(4), predict(), predict()))
-    with pytest.raises(PhaseTransitionError, match=r"'predict' may not follow phase 'predict'"):
+    demanding = configure(plugins={"on_error": "raise"})
+    engine, _ = build(bowl(), demanding, Scripted(full(4), predict(), predict()))
+    with pytest.raises(PluginFailedError, match=r"'predict' may not follow phase 'predict'") as caught:
         drive(engine, 20)
+    assert isinstance(caught.value.__cause__, PhaseTransitionError)
 
 
 def test_f3_after_k_warm_up_steps_a_predictor_has_heard_k_steps():
@@ -446,10 +454,11 @@ def test_f77_importing_the_engine_imports_no_framework():
 def test_an_engine_without_predictors_and_an_unknown_one_are_errors():
     with pytest.raises(PluginError, match="no predictor"):
         Engine(bowl(), HybridConfig(), Fixed(), {})
-    engine, _ = build(bowl(), configure(), Scripted(full(4), predict(predictor="oracle")))
-    with pytest.raises(PluginError, match="does not have") as caught:
+    demanding = configure(plugins={"on_error": "raise"})
+    engine, _ = build(bowl(), demanding, Scripted(full(4), predict(predictor="oracle")))
+    with pytest.raises(PluginFailedError, match="does not have: 'oracle'") as caught:
         drive(engine, 9)
-    assert caught.value.got == "oracle"
+    assert caught.value.where == "controller 'scripted'"
 
 
 def test_f81_nothing_is_predicted_until_the_remembered_probes_are_complete():

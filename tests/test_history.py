@@ -312,7 +312,7 @@ def test_f67_memory_is_flat_over_500_steps():
     tracemalloc.start()
     adapter, batches, probes = clouds(features=64)
     engine, _ = build(adapter, configure(), Fixed(FixedConfig(full_steps=4, correct_steps=4)), probes=probes)
-    engine.events._listeners.clear()
+    engine.events._members.clear()
     adapter.rates = type("Nothing", (), {"append": lambda self, value: None})()
 
     def highest(steps):
@@ -329,4 +329,4 @@ def test_f67_memory_is_flat_over_500_steps():
     late = highest(100)
     tracemalloc.stop()
     assert engine.counts.jumps > jumps + 20
-    assert late <= 1.01 * early
+    assert late <= 1.03 * early  # one float kept per step would be 5 % more

@@ -58,8 +58,8 @@ def engine_state(engine: Engine) -> dict[str, Any]:
         "counts": attrs.asdict(engine.counts),
         "probes": engine.probes.state_dict(),
         "history": engine.history.state_dict(),
-        "controller": engine.controller.state_dict(),
-        "predictors": {name: p.state_dict() for name, p in engine.predictors.items()},
+        "controller": _asked(engine, "controller", engine.controller.name, engine.controller),
+        "predictors": {n: _asked(engine, "predictor", n, p) for n, p in list(engine.predictors.items())},
         "trials": engine._trials.state_dict(),
         "leaps": engine._leaps.state_dict(),
         "corrections": engine.corrections.state_dict(),
@@ -69,7 +69,14 @@ def engine_state(engine: Engine) -> dict[str, Any]:
     for name, part in optional.items():
         whole = getattr(part, "whole_state", None) or getattr(part, "state_dict", None)
         states[name] = whole() if whole is not None else None
+    states["dropped"] = engine.containment.dropped
     return states
+
+
+def _asked(engine: Engine, kind: str, name: str, owner: Any) -> dict[str, Any]:
+    """A plugin's state; nothing where it fails, and then its substitute goes on."""
+    nothing: dict[str, Any] = {}
+    return engine.containment.call(kind, name, "state_dict", owner.state_dict, otherwise=nothing)
 
 
 def load_engine_state(engine: Engine, state: Mapping[str, Any]) -> None:
@@ -78,6 +85,7 @@ def load_engine_state(engine: Engine, state: Mapping[str, Any]) -> None:
     Raises:
         KeyError: A part is missing; the engine is then in no usable state.
     """
+    engine.containment.drop_again(state.get("dropped", ()))
     load_model(engine.adapter, state["model"])
     engine.machine.load_state_dict(state["machine"])
     engine.statistics.load_state_dict(state["statistics"])

@@ -15,7 +15,7 @@ from hybridcore.protocols import Adapter
 
 __all__ = ["belongs_to", "require_same"]
 
-_FREE = ("checkpoint", "metrics", "plugins")
+_FREE = ("checkpoint", "metrics", "plugins", "trackers")
 """Tables that may change between two parts of a run: no weight depends on them."""
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ import numpy as np
 
 from hybridcore.budget import Budget
 from hybridcore.config import HybridConfig
+from hybridcore.containment import Containment
 from hybridcore.correction.aim import aim
 from hybridcore.correction.compression import CompressedBuckets
 from hybridcore.correction.displacement import scale_groups
@@ -20,12 +21,14 @@ from hybridcore.correction.none import NoCorrection
 from hybridcore.correction.store import ResidualStore
 from hybridcore.correction.storefile import HEADER
 from hybridcore.counts import Counts
+from hybridcore.errors import HybridCoreError
 from hybridcore.history import History
 from hybridcore.jumps import Jump
 from hybridcore.layout import Buckets, ParamGroup
 from hybridcore.probes import paired_difference
 from hybridcore.protocols import Adapter, Correction, Corrector, Phase, Prediction, Residual, Situation
 from hybridcore.ranks import Ranks
+from hybridcore.replies import check_correction
 from hybridcore.reporting import Reporter
 from hybridcore.state import FEATURE_NAMES, Statistics
 from hybridcore.trials import TrialKeeper
@@ -55,6 +58,7 @@ class CorrectionKeeper:
         counts: Counters.
         reporter: Hears of residuals and corrections.
         ranks: What the processes of the run agree on.
+        containment: Calls the corrector.
     """
 
     def __init__(
@@ -69,7 +73,10 @@ class CorrectionKeeper:
         counts: Counts,
         reporter: Reporter,
         ranks: Ranks | None = None,
+        containment: Containment | None = None,
     ) -> None:
+        self._containment = containment if containment is not None else Containment()
+        self._containment.substitute["corrector"] = self._drop
         self._adapter, self._config, self.corrector = adapter, config.correction, corrector
         self._history, self._statistics, self._trials = history, statistics, trials
         self._budget, self._counts, self._reporter = budget, counts, reporter
@@ -77,7 +84,7 @@ class CorrectionKeeper:
         self._ranks = ranks if ranks is not None else Ranks(adapter)
         self.active = not isinstance(corrector, NoCorrection)
         self.store = ResidualStore(self._config.capacity, self._config.memory_budget_mib * 2**20)
-        corrector.reset(adapter.layout, self.store)
+        self._tell("reset", corrector.reset, adapter.layout, self.store)
         self._rng = np.random.default_rng(config.run.seed)
         self._asked: tuple[Situation, Prediction, Correction] | None = None
         self._realised = math.nan
@@ -87,7 +94,16 @@ class CorrectionKeeper:
         if self.active and self._config.store and (Path(self._config.store) / HEADER).is_file():
             self.store.load(self._config.store)
             for residual in self.store:
-                corrector.observe(residual)
+                self._tell("observe", self.corrector.observe, residual)
+
+    def _tell(self, method: str, function: Callable[..., None], *args: Any) -> None:
+        name, passes = self.corrector.name, (HybridCoreError,)
+        self._containment.call("corrector", name, method, function, *args, otherwise=None, passes=passes)
+
+    def _drop(self, name: str) -> None:
+        """Go on without correction; residuals that are known stay in the store."""
+        self.corrector, self.active = NoCorrection(), False
+        self._open = self._asked = None
 
     @staticmethod
     def reserved_bytes(adapter: Adapter, corrector: Corrector) -> int:
@@ -105,6 +121,8 @@ class CorrectionKeeper:
             return prediction, {}
         situation = self._situation(prediction, name)
         correction = self._bounded(prediction, situation)
+        if isinstance(self.corrector, NoCorrection):  # the corrector has just been dropped
+            return prediction, {}
         self._asked = situation, prediction, correction
         factor = prediction.scale * correction.scale
         horizon = prediction.horizon * correction.scale
@@ -120,12 +138,28 @@ class CorrectionKeeper:
             return {}
         nothing = np.zeros(len(FEATURE_NAMES))  # gains do not depend on the place, and features cost passes
         place = Situation(self._counts.real_steps, nothing, name, prediction.horizon, math.nan, math.nan)
-        return self.corrector.correct(prediction, place, self._history, self._adapter.xp).gains
+        return self._ask(prediction, place).gains
 
     def _bounded(self, prediction: Prediction, situation: Situation) -> Correction:
-        found = self.corrector.correct(prediction, situation, self._history, self._adapter.xp)
+        found = self._ask(prediction, situation)
         most = self._config.max_factor
         return attrs.evolve(found, scale=min(max(found.scale, 1.0 - most), 1.0 + most))
+
+    def _ask(self, prediction: Prediction, situation: Situation) -> Correction:
+        """The corrector's answer, or none where it gives nothing that can be used."""
+        layout, xp, corrector = self._adapter.layout, self._adapter.xp, self.corrector
+        return self._containment.call(
+            "corrector",
+            corrector.name,
+            "correct",
+            corrector.correct,
+            prediction,
+            situation,
+            self._history,
+            xp,
+            otherwise=Correction(),
+            check=lambda found: check_correction(found, layout, xp),
+        )
 
     def _situation(self, prediction: Prediction, name: str) -> Situation:
         level, slope = loss_curve(self._statistics, self._since)
@@ -142,6 +176,7 @@ class CorrectionKeeper:
         )
         mean = self._ranks.agreed  # all ranks must correct alike
         features = np.array([mean(float(f)) for f in features])
+        features.flags.writeable = False  # the store keeps them
         return Situation(step, features, name, prediction.horizon, mean(level), mean(change))
 
     # -- while a change is made --------------------------------------------------------------------
@@ -276,7 +311,7 @@ class CorrectionKeeper:
         weights: CompressedBuckets | None = None,
     ) -> None:
         residual = Residual(situation, realised, groups or {}, weights)
-        self.corrector.observe(residual)
+        self._tell("observe", self.corrector.observe, residual)
         self.store.add(residual)
         self._reporter.residual(residual)
 
@@ -289,6 +324,8 @@ class CorrectionKeeper:
             self._skip -= 1
             return
         old, new = watched.correction, self._bounded(watched.prediction, watched.situation)
+        if not self.active:
+            return
         most, factors = self._config.max_factor, {}
         for group, applied in watched.jump.groups.items():
             was = old.scale * old.gains.get(group, 1.0)
@@ -351,7 +388,7 @@ class CorrectionKeeper:
         """Store, corrector, and the change under watch."""
         return {
             "store": self.store.state_dict(),
-            "corrector": self.corrector.state_dict(),
+            "corrector": self._corrector_state(),
             "rng": self._rng.bit_generator.state,
             "since": self._since,
             "sampled": self._sampled,
@@ -361,6 +398,13 @@ class CorrectionKeeper:
             "realised": self._realised,
             "open": self._open,
         }
+
+    def _corrector_state(self) -> dict[str, Any]:
+        nothing: dict[str, Any] = {}
+        corrector = self.corrector
+        return self._containment.call(
+            "corrector", corrector.name, "state_dict", corrector.state_dict, otherwise=nothing
+        )
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Put back what `state_dict` gave."""

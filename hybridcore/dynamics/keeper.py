@@ -6,18 +6,23 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from hybridcore.config import DynamicsConfig, HybridConfig
+from hybridcore.containment import Containment
 from hybridcore.protocols import Action, Dynamics, Phase, Rollout, StepOutcome, StepRecord
+from hybridcore.replies import check_rollout
+from hybridcore.substitutes import no_forecast
 
 if TYPE_CHECKING:
     from hybridcore.plugins import Registry
 
 __all__ = ["DynamicsKeeper"]
+
+T = TypeVar("T")
 
 Features = Callable[[], NDArray[np.float64]]
 
@@ -34,6 +39,7 @@ class DynamicsKeeper:
         model: The model, reset for this run.
         config: Table ``[dynamics]``.
         parameters: Trainable weights of the user's model.
+        containment: Calls the model.
 
     Attributes:
         updates: Training updates so far.
@@ -56,7 +62,14 @@ class DynamicsKeeper:
         (1, 31)
     """
 
-    def __init__(self, model: Dynamics, config: DynamicsConfig, parameters: int) -> None:
+    def __init__(
+        self,
+        model: Dynamics,
+        config: DynamicsConfig,
+        parameters: int,
+        containment: Containment | None = None,
+    ) -> None:
+        self._containment = containment if containment is not None else Containment()
         self.model, self._config, self._parameters = model, config, parameters
         self.updates, self.seconds, self.informed = 0, 0.0, False
         self.agree: Callable[[float], float] = float
@@ -122,7 +135,7 @@ class DynamicsKeeper:
         if self._before is None or self._waited >= self._config.stride:
             if self._before is not None:
                 outcome = StepOutcome(record.loss, self._elapsed / self._waited)
-                self.model.observe(self._before, self._action, outcome)
+                self._call("observe", self.model.observe, None, self._before, self._action, outcome)
             self._before, self._action = features(), None
             self._waited, self._elapsed = 0, 0.0
 
@@ -137,7 +150,7 @@ class DynamicsKeeper:
         Returns:
             Training updates taken.
         """
-        c, flops = self._config, max(self.model.flops_per_update, 1.0)
+        c, flops = self._config, max(self._call("flops_per_update", self._flops, 1.0), 1.0)
         self._credit += c.share * steps * 6.0 * self._parameters * max(examples, 1)
         self._credit = min(self._credit, (c.max_updates + 1) * flops)
         # Calibrating costs about as much as one update.
@@ -152,7 +165,7 @@ class DynamicsKeeper:
         if updates < 1:
             return 0
         start = time.perf_counter()
-        done = self.model.train(updates)
+        done = self._call("train", self.model.train, 0, updates, check=int)
         spent = time.perf_counter() - start
         self._credit -= (done + 1) * flops
         spent = self.agree(spent) if c.count_seconds else spent
@@ -165,13 +178,37 @@ class DynamicsKeeper:
         """The path breaks here: a rollback, a skipped step."""
         self._before = self._action = None
         self._waited, self._elapsed = 0, 0.0
-        self.model.interrupt()
+        self._call("interrupt", self.model.interrupt, None)
+
+    def _flops(self) -> float:
+        return float(self.model.flops_per_update)
+
+    def _call(
+        self,
+        method: str,
+        function: Callable[..., T],
+        otherwise: T,
+        *args: Any,
+        check: Callable[[T], object] | None = None,
+    ) -> T:
+        name = self.model.name
+        return self._containment.call(
+            "dynamics", name, method, function, *args, otherwise=otherwise, check=check
+        )
 
     def rollout(self, features: NDArray[np.float64], action: Action, horizon: int) -> Rollout:
         """Forecast for each of `horizon` real steps, between observations by interpolation."""
         stride = self._config.stride
         ticks = max(1, math.ceil(horizon / stride))
-        rollout = self.model.rollout(features, action, ticks)
+        rollout = self._call(
+            "rollout",
+            self.model.rollout,
+            no_forecast(ticks),
+            features,
+            action,
+            ticks,
+            check=lambda found: check_rollout(found, ticks, informed=self.model.samples > 0),
+        )
         self.informed = self.informed or rollout.confidence > 0.0
         steps = np.arange(1.0, horizon + 1.0)
         places = stride * np.arange(1.0, ticks + 1.0)
@@ -191,8 +228,9 @@ class DynamicsKeeper:
     def state_dict(self) -> dict[str, Any]:
         """State as plain data and arrays."""
         action = self._action
+        nothing: dict[str, Any] = {}
         return {
-            "model": self.model.state_dict(),
+            "model": self._call("state_dict", self.model.state_dict, nothing),
             "credit": self._credit,
             "time_credit": self._time_credit,
             "updates": self.updates,

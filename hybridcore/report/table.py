@@ -98,6 +98,8 @@ def summary_lines(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
         bound = number(summary["speedup_bound"])
         lines.append(("speed-up to target", f"{wall} wall clock, {cost} cost (bound {bound})"))
         lines.append(("loss gap to baseline", number(summary["loss_gap"], signed=True)))
+    if summary.get("plugins_dropped"):
+        lines.append(("plugins that failed", ", ".join(summary["plugins_dropped"])))
     if summary.get("interrupted"):
         lines.append(("interrupted", "yes; the numbers are what was measured so far"))
     return lines

@@ -25,7 +25,7 @@ CLOCK |= {"time", "dynamics_seconds"}
 REGISTRY = load_registry()
 
 
-class Stop(Exception):
+class Stop(BaseException):
     """Ends a run in the middle of a batch."""
 
 

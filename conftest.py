@@ -1,0 +1,26 @@
+"""What every test run needs: a plugin that a run dropped is a failure, unless the test expects it (F42)."""
+
+from __future__ import annotations
+
+import pytest
+
+from hybridcore.containment import Containment
+
+
+@pytest.fixture(autouse=True)
+def no_plugin_is_dropped(request, monkeypatch):
+    """Fail a test in which a plugin failed.
+
+    ``@pytest.mark.drops_plugins`` expects that; so does the name "careless", for examples in documentation.
+    """
+    failed, original = [], Containment.failed
+
+    def note(self, kind, name, method, error, *more):
+        if not self._raises and name != "careless":
+            failed.append(f"{kind} {name!r} in {method}: {error!r}")
+        return original(self, kind, name, method, error, *more)
+
+    monkeypatch.setattr(Containment, "failed", note)
+    yield failed
+    if request.node.get_closest_marker("drops_plugins") is None:
+        assert not failed, "a run dropped plugins"
