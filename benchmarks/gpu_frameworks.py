@@ -47,7 +47,7 @@ def choice() -> dict[str, Any]:
     adapter: Any = SimpleNamespace(
         xp=array_api_compat.torch,
         device="cuda:0",
-        layout=SimpleNamespace(total=ELEMENTS),
+        layout=SimpleNamespace(total=ELEMENTS, bucket_dtype="float32"),
         read_params=lambda: (torch.zeros(1, device="cuda"),),
         synchronize=torch.cuda.synchronize,
     )
