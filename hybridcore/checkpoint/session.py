@@ -181,7 +181,7 @@ class RunCheckpoints:
         self.store.set_aside(batches)
 
     def export(self, name: str) -> None:
-        """Write the model's weights of now for the framework's own users; a failure is only warned of, once in a row."""
+        """Write the weights of now for the framework's own users; of failures in a row one is warned of."""
         path = self.store.folder / name
         unfinished = path.with_name(f".{name}.part")
         try:
