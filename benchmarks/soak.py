@@ -163,7 +163,7 @@ class Soak:
                     raise StopError
 
         def strike(operation: str, moment: str) -> None:
-            if full and at - 15 < steps[0] and moment != "after" and operation != "rmtree":
+            if full and max(at - 15, 0) < steps[0] and moment != "after" and operation != "rmtree":
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
         with watched(strike):
