@@ -28,7 +28,6 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[1]
-_MOST = 1 << 16
 SHARES = {
     "manifest": 0.12, "state": 0.22, "arrays": 0.08, "configuration": 0.03, "overrides": 0.07,
     "metrics": 0.14, "faults": 0.12, "residuals": 0.08, "sweep": 0.08, "network": 0.06,
@@ -103,7 +102,7 @@ class Session:
         while self.tried < self.runs:
             data = rng.choice(self.target.seeds)
             for _ in range(rng.choice((1, 1, 2, 3, 6))):
-                data = self.target.mutate(data, rng)[:_MOST]
+                data = self.target.mutate(data, rng)[: self.target.longest]
             self.once(data)
 
     def guided(self, atheris: Any, folder: Path, seed: int) -> None:
@@ -121,7 +120,13 @@ class Session:
                 data = self.target.mutate(data, rng)
             return data[:longest]
 
-        options = [f"-seed={seed + 1}", f"-max_len={_MOST}", "-rss_limit_mb=0", "-verbosity=0", "-timeout=60"]
+        options = [
+            f"-seed={seed + 1}",
+            f"-max_len={self.target.longest}",
+            "-rss_limit_mb=0",
+            "-verbosity=0",
+            "-timeout=60",
+        ]
         atheris.Setup([sys.argv[0], *options, str(corpus)], self.once, custom_mutator=mutate)
         gc.freeze()
         atheris.Fuzz()
@@ -177,11 +182,13 @@ def main(arguments: list[str] | None = None) -> None:
     whole = sum(SHARES[name] for name in names)
     jobs = [(name, max(1, round(given.runs * SHARES[name] / whole))) for name in names]
     with ThreadPoolExecutor(given.workers) as pool:
-        results = list(pool.map(lambda job: fuzz(*job, given.seed, guided), jobs))
-    for result in results:
-        for what, data in result["findings"].items():
-            sys.stderr.write(f"{result['target']}: {what}\n  {data}\n")
-        sys.stdout.write(json.dumps({**result, "findings": sorted(result["findings"])}) + "\n")
+        results = []
+        for result in pool.map(lambda job: fuzz(*job, given.seed, guided), jobs):
+            results.append(result)
+            for what, data in result["findings"].items():
+                sys.stderr.write(f"{result['target']}: {what}\n  {data}\n")
+            sys.stdout.write(json.dumps({**result, "findings": sorted(result["findings"])}) + "\n")
+            sys.stdout.flush()
     total = sum(result["inputs"] for result in results)
     found = sum(len(result["findings"]) for result in results)
     engine = "guided by coverage" if guided else "random"

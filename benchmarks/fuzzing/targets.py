@@ -52,10 +52,12 @@ class Target:
     Attributes:
         seeds: Sound inputs, each accepted.
         mutate: Makes another input of one.
+        longest: Bytes that no input exceeds.
     """
 
     seeds: list[bytes]
     mutate: mutations.Mutation
+    longest: int = 1 << 14
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -150,9 +152,10 @@ class ArraysFile(Target):
 
 
 class Configuration(Target):
-    """A TOML file."""
+    """A TOML file; its reader is written in Python and takes its time over long ones."""
 
     mutate = staticmethod(mutations.toml_bytes)
+    longest = 1 << 12
 
     def __init__(self, folder: Path) -> None:
         super().__init__(folder)
