@@ -12,12 +12,14 @@ ARMS ?= baseline,hybrid,frozen,random,lr-x10,tuned
 PREDICT ?=
 # Options of the recipes' benchmark, for example --data DIR, --only nanogpt, --workers 16.
 RECIPES ?=
+# Minutes of the soak in test-faults; the long one takes 120.
+SOAK ?= 4
 # The suites train tiny models: more threads per process only get into each other's way.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q
 
 .DEFAULT_GOAL := help
 .PHONY: help venv demo test test-core test-torch test-jax test-tensorflow test-nowcast test-cupy
-.PHONY: test-parity test-parity-quick lint bench bench-quick bench-recipes bench-predict bench-dynamics clean
+.PHONY: test-faults test-parity test-parity-quick lint bench bench-quick bench-recipes bench-predict bench-dynamics clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -80,6 +82,22 @@ test-parity-quick: $(PARITY_VENVS)
 
 test-cupy: $(STAMP)  ## run the tests of the CUDA kernels, which need no GPU
 	$(PYTEST) kernels/cupy/tests
+
+# Guided by coverage where atheris has a wheel for this machine, random otherwise.
+$(VENV)/.fuzz: $(STAMP)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[fuzz]' \
+	  || echo "atheris cannot be installed here: inputs will be random"
+	@touch $@
+
+test-faults: $(PARITY_VENVS) $(VENV)/.fuzz  ## kill runs, fill disks, fuzz with a million inputs, soak, about 20 minutes
+	$(PYTEST) tests/checkpoint/test_kills.py tests/checkpoint/test_full_disk.py tests/checkpoint/test_hostile.py
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.kills --kills 200
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.kills --kills 200 --framework torch
+	OMP_NUM_THREADS=1 .venv-jax/bin/python -m benchmarks.kills --kills 25 --framework jax --steps 30
+	OMP_NUM_THREADS=1 .venv-tensorflow/bin/python -m benchmarks.kills --kills 25 --framework tensorflow --steps 30
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.fuzz --runs 900000 --engine random
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.fuzz --runs 100000
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.soak --minutes $(SOAK)
 
 lint: $(STAMP)  ## check style, types and dependency direction
 	$(BIN)/ruff check .

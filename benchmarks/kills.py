@@ -1,10 +1,12 @@
-"""SIGKILL at random moments, also inside a checkpoint write: is any run lost? (F53, F54)
+"""SIGKILL inside chosen file operations and at random moments: is any run lost? (F53, F54)
 
-    python benchmarks/kills.py --kills 200
+    python -m benchmarks.kills --kills 200
+    python -m benchmarks.kills --kills 50 --framework torch
 
-A small run on the NumPy adapter writes a checkpoint after each batch, so that many kills strike while one is
-being written. After each kill the run is resumed; a run that reaches its end is compared with one that was
-never killed, record and weights, and the next one begins.
+A small run writes a checkpoint after each batch. Of three kills, two strike before, in the middle of or
+after one file operation of the child process, counted from its start; one strikes at a random time. After
+each kill the run is resumed; a run that reaches its end is compared with one that was never killed, record
+and weights, and the next one begins. The last run is resumed until its end.
 """
 
 from __future__ import annotations
@@ -13,22 +15,29 @@ import argparse
 import json
 import os
 import random
+import select
 import shutil
 import signal
+import sys
 import tempfile
 import time
+import traceback
+from collections import Counter
 from pathlib import Path
 
 import attrs
 
+from benchmarks.file_operations import watched
 from hybridcore.checkpoint.store import CheckpointStore
 from hybridcore.config import HybridConfig
 from hybridcore.configfile import config_from_dict
-from hybridcore.plugins import Registry, load_registry
+from hybridcore.plugins import Registry, load_framework, load_registry
 from hybridcore.runner import run_task
 
 CLOCK = {"elapsed", "seconds", "credit_seconds", "overhead_share", "average_seconds", "averaged_elapsed"}
-CLOCK |= {"time", "config"}
+CLOCK |= {"time", "config", "dynamics_seconds"}
+FRAMEWORKS = ("numpy", "torch", "jax", "tensorflow")
+_HANGING = 300.0
 
 
 @attrs.define
@@ -37,10 +46,11 @@ class Outcome:
 
     Attributes:
         kills: Processes killed.
-        inside: Kills that struck while a checkpoint was being written.
+        inside: Kills that struck at or in a file operation, or left a checkpoint half written.
         finished: Runs that reached their end.
         different: Runs that ended unlike the one that was never killed.
         lost: Kills after which a checkpoint that had been there could not be gone on from.
+        operations: Kills by the operation and the moment that they struck at.
     """
 
     kills: int = 0
@@ -48,14 +58,30 @@ class Outcome:
     finished: int = 0
     different: int = 0
     lost: int = 0
+    operations: Counter[str] = attrs.field(factory=Counter)
 
 
-def config(steps: int, asynchronous: bool) -> HybridConfig:
+@attrs.frozen
+class Strike:
+    """When a process is killed; never, without any of these.
+
+    Attributes:
+        point: At this moment of a file operation, counted from 1 (see `file_operations`).
+        seconds: After so many seconds.
+        training: Seconds count from the first real step, not from the start of the process.
+    """
+
+    point: int | None = None
+    seconds: float | None = None
+    training: bool = False
+
+
+def config(steps: int, asynchronous: bool, framework: str = "numpy") -> HybridConfig:
     """A run of logistic regression in which continuous trials are open most of the time."""
     return config_from_dict(
         {
-            "run": {"steps": steps, "framework": "numpy", "evaluate_every": 20},
-            "task": {"name": "logistic"},
+            "run": {"steps": steps, "framework": framework, "evaluate_every": 20},
+            "task": {"name": "logistic", "optimizer": "adam", "learning_rate": 0.01},
             "phases": {"warmup_steps": 5, "full_steps": 5},
             "average": {"enabled": True},
             "checkpoint": {"every": 1, "keep": 2, "asynchronous": asynchronous},
@@ -76,52 +102,101 @@ def newest(folder: Path) -> int:
     return found[1].batches if found is not None else 0
 
 
-def attempt(made: HybridConfig, folder: Path, registry: Registry, wait: float) -> int:
-    """Run or resume in a child process, killed after `wait` seconds; its exit code, negative if killed."""
+def attempt(made: HybridConfig, folder: Path, registry: Registry, strike: Strike) -> tuple[int, str]:
+    """Run or resume in a child process that is killed on the way.
+
+    Returns:
+        The exit code, negative if killed, and the operation that the strike met; empty for a random time.
+    """
     resume = bool(CheckpointStore(folder / "checkpoints").paths())
     if not resume:
         shutil.rmtree(folder, ignore_errors=True)
+    hear, say = os.pipe()
     child = os.fork()
     if child == 0:
         try:
-            run_task(made, out_dir=folder, registry=registry, resume=resume)
+            os.close(hear)
+            _run(made, folder, registry, resume, strike, say)
             os._exit(0)
         except BaseException:
+            traceback.print_exc()
             os._exit(1)
-    deadline = time.monotonic() + wait
-    while time.monotonic() < deadline:
-        done, status = os.waitpid(child, os.WNOHANG)
-        if done:
-            return os.waitstatus_to_exitcode(status)
-        time.sleep(0.0005)
-    os.kill(child, signal.SIGKILL)
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    os.close(say)
+    heard, started = b"", time.monotonic()
+    deadline = started + (_HANGING if strike.seconds is None or strike.training else strike.seconds)
+    while (left := deadline - time.monotonic()) > 0:
+        if select.select([hear], [], [], left)[0]:
+            part = os.read(hear, 4096)
+            if not part:
+                break  # the child is gone
+            if strike.training and strike.seconds is not None and b"train\n" in part:
+                deadline = time.monotonic() + strike.seconds
+            heard += part
+    else:
+        os.kill(child, signal.SIGKILL)
+    code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    os.close(hear)
+    if code == -signal.SIGKILL and time.monotonic() - started > _HANGING:
+        raise TimeoutError(f"a run hung: {heard!r}")
+    return code, heard.decode().removeprefix("train\n").strip()
 
 
-def kill_runs(folder: Path, kills: int, seed: int, steps: int = 60, longest: float = 0.4) -> Outcome:
+def _run(
+    made: HybridConfig, folder: Path, registry: Registry, resume: bool, strike: Strike, say: int
+) -> None:
+    """The child's whole life."""
+    met = 0
+    trained = False
+
+    def point(operation: str, moment: str) -> None:
+        nonlocal met
+        met += 1
+        if met == strike.point:
+            os.write(say, f"{operation} {moment}\n".encode())
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    def listen(event: object, _: object) -> None:
+        nonlocal trained
+        if not trained and str(event) == "real-step":
+            trained = True
+            os.write(say, b"train\n")
+
+    with watched(point):
+        run_task(made, out_dir=folder, registry=registry, resume=resume, progress=listen)
+
+
+def kill_runs(
+    folder: Path, kills: int, seed: int, steps: int = 60, longest: float = 0.4, framework: str = "numpy"
+) -> Outcome:
     """Kill runs until so many kills have struck.
 
     Args:
         folder: Where runs go.
         kills: How many.
-        seed: Seeds the moments.
+        seed: Seeds where and when.
         steps: Real steps of a run.
-        longest: Longest time until a kill, in seconds.
+        longest: Longest time until a kill at a random moment, in seconds.
+        framework: Whose adapter.
     """
     rng, registry, outcome = random.Random(seed), load_registry(), Outcome()
-    run_task(config(steps, False), out_dir=folder / "truth", registry=registry)
+    _warm_up(folder / "warm-up", registry, framework)
+    code, _ = attempt(config(steps, False, framework), folder / "truth", registry, Strike())
+    if code:
+        raise RuntimeError(f"the run that nobody kills ends with the exit code {code}")
     truth, run = end_of(folder / "truth"), folder / "run"
-    while outcome.kills < kills:
-        made = config(steps, asynchronous=bool(outcome.finished % 2))
+    while outcome.kills < kills or run.exists():
+        made = config(steps, asynchronous=bool(outcome.finished % 2), framework=framework)
         before = newest(run)
-        code = attempt(made, run, registry, rng.uniform(0.0, longest))
+        strike = _strike(rng, longest) if outcome.kills < kills else Strike()
+        code, operation = attempt(made, run, registry, strike)
         if code == 0:
             outcome.finished += 1
             outcome.different += end_of(run) != truth
             shutil.rmtree(run)
         elif code == -signal.SIGKILL:
             outcome.kills += 1
-            outcome.inside += any((run / "checkpoints").glob(".unfinished-*"))
+            outcome.inside += bool(operation) or any((run / "checkpoints").glob(".unfinished-*"))
+            outcome.operations[operation or "random time"] += 1
             outcome.lost += newest(run) < before
         else:
             outcome.lost += 1
@@ -129,16 +204,35 @@ def kill_runs(folder: Path, kills: int, seed: int, steps: int = 60, longest: flo
     return outcome
 
 
-def main() -> None:
+def _warm_up(folder: Path, registry: Registry, framework: str) -> None:
+    """Import everything once, before the forks; JAX and TensorFlow must not have computed by then."""
+    load_framework(framework)
+    computes = framework if framework == "torch" else "numpy"
+    run_task(config(12, False, computes), out_dir=folder, registry=registry)
+
+
+def _strike(rng: random.Random, longest: float) -> Strike:
+    if rng.random() < 2 / 3:
+        return Strike(point=rng.randint(1, 160))
+    return Strike(seconds=rng.uniform(0.0, longest), training=rng.random() < 0.75)
+
+
+def main(arguments: list[str] | None = None) -> None:
     """Count, print."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--kills", type=int, default=200)
     parser.add_argument("--seed", type=int, default=0)
-    given = parser.parse_args()
+    parser.add_argument("--steps", type=int, default=60, help="real steps of a run")
+    parser.add_argument("--framework", choices=FRAMEWORKS, default="numpy")
+    given = parser.parse_args(arguments)
+    started = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
-        outcome = kill_runs(Path(folder), given.kills, given.seed)
-    for name, value in attrs.asdict(outcome).items():
-        print(f"{name:>10} {value}")
+        outcome = kill_runs(
+            Path(folder), given.kills, given.seed, steps=given.steps, framework=given.framework
+        )
+    found = {"framework": given.framework, **attrs.asdict(outcome)}
+    found["seconds"] = round(time.monotonic() - started, 1)
+    sys.stdout.write(json.dumps(found) + "\n")
     if outcome.lost or outcome.different:
         raise SystemExit(1)
 

@@ -33,6 +33,7 @@ __all__ = [
 ]
 
 _POSITION = re.compile(r"\(at (?:line (?P<line>\d+), column (?P<column>\d+)|end of document)\)")
+_DEEPEST = 32
 _FIX_FILE = "give an existing file, or write one with `hybridcore config init`"
 
 
@@ -85,7 +86,7 @@ def read_data(path: str | Path) -> dict[str, Any]:
     """
     file = Path(path)
     try:
-        return tomllib.loads(file.read_bytes().decode())
+        return _toml(file.read_bytes().decode())
     except FileNotFoundError:
         problem = ConfigProblem(str(file), "no such file", hint=_closest_file(file))
         raise ConfigError([problem], source=str(file), fix=_FIX_FILE) from None
@@ -96,7 +97,7 @@ def read_data(path: str | Path) -> dict[str, Any]:
         line = error.object[: error.start].count(b"\n") + 1
         problem = ConfigProblem(f"line {line}", "not UTF-8 text")
         raise ConfigError([problem], source=str(file), fix="save the file as UTF-8") from None
-    except tomllib.TOMLDecodeError as error:
+    except ValueError as error:
         problem = _syntax_problem(str(error), file)
         raise ConfigError([problem], source=str(file), fix="correct the TOML syntax there") from None
 
@@ -139,6 +140,9 @@ def set_value(data: dict[str, Any], key: str, value: Any) -> None:
         {'phases': {'warmup_steps': 5, 'full_steps': 3}}
     """
     parts = [part.strip() for part in key.split(".")]
+    if len(parts) > _DEEPEST:
+        problem = ConfigProblem(f"{key[:40]}...", f"nested too deeply, more than {_DEEPEST} levels")
+        raise ConfigError([problem], source="overrides")
     table: Any = data
     for depth, part in enumerate(parts[:-1], 1):
         table = table.setdefault(part, {})
@@ -271,17 +275,43 @@ def _closest_file(file: Path) -> str | None:
 def _syntax_problem(message: str, file: Path) -> ConfigProblem:
     match = _POSITION.search(message)
     text = _POSITION.sub("", message).strip()
-    if match is None or match["line"] is None:
+    if match is None:
+        return ConfigProblem(str(file), f"no valid TOML: {text}")
+    if match["line"] is None:
         lines = file.read_text(encoding="utf-8").splitlines() or [""]
         return ConfigProblem(f"line {len(lines)}, column {len(lines[-1]) + 1}", f"no valid TOML: {text}")
     return ConfigProblem(f"line {match['line']}, column {match['column']}", f"no valid TOML: {text}")
 
 
-def parse_value(text: str) -> Any:
-    """A TOML value; a bare word is a string."""
+def _toml(text: str) -> dict[str, Any]:
+    """Read TOML.
+
+    Raises:
+        ValueError: It is none, or holds a number of thousands of digits, or is nested so deeply that whatever
+            walks through it would exhaust the stack.
+    """
     try:
-        parsed = tomllib.loads(f"value = {text}")
-    except tomllib.TOMLDecodeError:
+        data = tomllib.loads(text)
+    except RecursionError:
+        raise ValueError(f"nested too deeply, more than {_DEEPEST} levels") from None
+    level: list[Any] = [data]
+    for _ in range(_DEEPEST):
+        level = [
+            item
+            for held in level
+            for item in (held.values() if isinstance(held, dict) else held)
+            if isinstance(item, dict | list)
+        ]
+        if not level:
+            return data
+    raise ValueError(f"nested too deeply, more than {_DEEPEST} levels")
+
+
+def parse_value(text: str) -> Any:
+    """A TOML value; a bare word is a string, and so is whatever is no TOML."""
+    try:
+        parsed = _toml(f"value = {text}")
+    except ValueError:
         return text
     return parsed["value"] if parsed.keys() == {"value"} else text
 

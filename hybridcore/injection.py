@@ -44,7 +44,9 @@ gradient under SGD. ``poison``: inputs are multiplied by minus the strength, lab
 ``plateau``: the learning rate is multiplied by the strength. ``weights``: the weights themselves become NaN.
 """
 
-_FAULT = re.compile(r"(?P<kind>[a-z]+)@(?P<step>\d+)(?:x(?P<length>\d+))?(?::(?P<strength>[-+.\w]+))?")
+_FAULT = re.compile(
+    r"(?P<kind>[a-z]+)@(?P<step>\d{1,15})(?:x(?P<length>\d{1,15}))?(?::(?P<strength>[-+.\w]+))?"
+)
 
 
 @attrs.frozen

@@ -6,24 +6,31 @@ finite or null. `hybridcore.records.read_run` reads it back.
 
 from __future__ import annotations
 
+import errno
 import json
+import logging
 import math
 import os
 import time
 from collections.abc import Mapping
-from io import TextIOWrapper
+from io import FileIO
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from hybridcore.errors import MetricsError
 from hybridcore.events import Event
 
 __all__ = ["SCHEMA", "MetricsWriter", "plain_json"]
+
+logger = logging.getLogger("hybridcore")
 
 SCHEMA = 1
 """Version of the record's format, written into its first line."""
 
 _FLUSH_SECONDS = 1.0
+_FLUSH_BYTES = 1 << 16
+_MOST_BYTES = 1 << 26
 _FREQUENT = frozenset({Event.REAL_STEP, Event.PREDICTED_STEP})
 
 
@@ -62,7 +69,9 @@ class MetricsWriter:
     r"""Event listener that appends one line per event to a file.
 
     The folder and the file are made when the first event arrives. Lines reach the disk at the latest with
-    the first event other than a step that comes a second after the last flush, and on `close`.
+    the first event other than a step that comes a second after the last flush, and on `close`. While the
+    disk is full they are kept in memory, 64 MiB at most, and tried again: a warning, and no line is lost if
+    room is made.
 
     Args:
         path: The JSONL file; an existing one is replaced.
@@ -82,12 +91,20 @@ class MetricsWriter:
         self.path = Path(path)
         self._position: int | None = None
         self._step_every = step_every
-        self._file: TextIOWrapper | None = None
+        self._file: FileIO | None = None
+        self._held: list[bytes] = []
+        self._size = self._lost = 0
+        self._failing = False
         self._flushed = -math.inf
         self._closed = False
 
     def __call__(self, event: Event, payload: Mapping[str, Any]) -> None:
-        """Write one record."""
+        """Write one record.
+
+        Raises:
+            MetricsError: The first one, if the file cannot be made.
+            ValueError: The writer is closed.
+        """
         frequent = event in _FREQUENT
         if frequent and payload.get("step", 0) % self._step_every:
             return
@@ -100,21 +117,50 @@ class MetricsWriter:
         except ValueError:
             line = _encode(plain_json(record))
         file = self._file or self._open()
-        file.write(line + "\n")
-        if not frequent and (now := time.monotonic()) - self._flushed >= _FLUSH_SECONDS:
-            file.flush()
-            self._flushed = now
+        if self._size > _MOST_BYTES:
+            self._lost += 1
+        else:
+            self._held.append(line.encode() + b"\n")
+            self._size += len(self._held[-1])
+        full = self._size >= _FLUSH_BYTES and not self._failing
+        if full or (not frequent and time.monotonic() - self._flushed >= _FLUSH_SECONDS):
+            self._flush(file)
 
-    def _open(self) -> TextIOWrapper:
+    def _flush(self, file: FileIO) -> OSError | None:
+        """Write what is held; what could not be written stays, and its error is given back."""
+        self._flushed = time.monotonic()
+        content, failed = b"".join(self._held), None
+        try:
+            while content:
+                content = content[file.write(content) :]
+        except OSError as error:
+            failed = error
+            if not self._failing:
+                logger.warning(
+                    "the record %s cannot be written (%s); it is kept in memory", self.path, error.strerror
+                )
+        self._failing = failed is not None
+        self._held, self._size = [content] if content else [], len(content)
+        return failed
+
+    def _open(self) -> FileIO:
         if self._closed:
             raise ValueError(f"the metrics file {self.path} is closed")
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        if self._position is None:
-            self._file = self.path.open("w", encoding="utf-8", buffering=1 << 16)
-        else:
-            self._file = self.path.open("r+", encoding="utf-8", buffering=1 << 16)
-            self._file.truncate(self._position)
-            self._file.seek(self._position)
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            if self._position is None:
+                self._file = FileIO(self.path, "w")
+            else:
+                self._file = FileIO(self.path, "r+")
+                self._file.truncate(self._position)
+                self._file.seek(self._position)
+        except OSError as error:
+            raise MetricsError(
+                f"the record of a run cannot be written: {error.strerror or error}",
+                where=str(self.path),
+                expected="a folder that can be written",
+                fix="set run.directory, or give another folder",
+            ) from error
         return self._file
 
     def go_on(self, position: int) -> None:
@@ -129,10 +175,16 @@ class MetricsWriter:
 
         Returns:
             Bytes of the file now.
+
+        Raises:
+            OSError: Not every line is there.
         """
         file = self._file or self._open()
-        file.flush()
-        self._flushed = time.monotonic()
+        failed = self._flush(file)
+        if failed is not None:
+            raise failed
+        if self._lost:
+            raise OSError(errno.ENOSPC, f"{self._lost} lines of the record were lost", str(self.path))
         os.fsync(file.fileno())
         return os.fstat(file.fileno()).st_size
 
@@ -140,6 +192,9 @@ class MetricsWriter:
         """Flush and close; later events are errors, closing again is not."""
         self._closed = True
         if self._file is not None:
+            if self._flush(self._file) is not None or self._lost:
+                lines = self._lost + sum(part.count(b"\n") for part in self._held)
+                logger.warning("%d lines of the record %s are lost", lines, self.path)
             self._file.close()
             self._file = None
 

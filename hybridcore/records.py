@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
@@ -279,6 +280,8 @@ def read_run(path: str | Path) -> RunRecord:
     if not events or events[0].get("event") != Event.RUN_START or events[0].get("schema") != SCHEMA:
         found = {key: events[0].get(key) for key in ("event", "schema")} if events else "an empty file"
         _damaged(file, 1, got=found, expected=f"a run-start record of schema {SCHEMA}")
+    if type(events[0].get("seed", 0)) is not int:
+        _damaged(file, 1, got=events[0]["seed"], expected="a whole number as seed")
     kinds: dict[str, list[dict[str, Any]]] = {}
     evaluations = []
     for number, event in enumerate(events, 1):
@@ -312,7 +315,7 @@ def _parse(text: str, file: Path) -> list[dict[str, Any]]:
             break
         try:
             event = json.loads(line, parse_constant=_no_constant)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             if cut_off:
                 break
             _damaged(file, number, got=line[:80], expected=f"one JSON object per line ({error})")
@@ -330,6 +333,12 @@ def _evaluation(event: Mapping[str, Any], file: Path, number: int) -> Evaluation
     missing = [key for key in _EVALUATION_KEYS if key not in event]
     if missing:
         _damaged(file, number, got=f"no {', '.join(missing)}", expected="a complete evaluation record")
+    for key, value in event.items():
+        measured = key == "loss" or key not in _EVALUATION_KEYS
+        if key != "event" and not _is_number(value) and not (value is None and measured):
+            _damaged(
+                file, number, got=f"{key} = {value!r:.60}", expected="finite numbers, or null for a metric"
+            )
     loss = event["loss"]
     return Evaluation(
         step=event["step"],
@@ -339,6 +348,11 @@ def _evaluation(event: Mapping[str, Any], file: Path, number: int) -> Evaluation
         loss=math.inf if loss is None else loss,
         metrics={k: v for k, v in event.items() if k not in (*_EVALUATION_KEYS, "event")},
     )
+
+
+def _is_number(value: object) -> bool:
+    """Whether it is a number that a float can hold; JSON's integers have no end."""
+    return isinstance(value, int | float) and type(value) is not bool and abs(value) <= sys.float_info.max
 
 
 def _damaged(file: Path, line: int, *, got: object, expected: str) -> NoReturn:

@@ -7,6 +7,7 @@ from numbers import Integral, Real
 from types import ModuleType
 from typing import Any
 
+import array_api_compat
 import attrs
 import numpy as np
 
@@ -45,6 +46,14 @@ def _place(bucket: Array) -> Any:
     return frozenset(several()) if callable(several) else getattr(bucket, "device", None)
 
 
+def _in_precision(delta: Array, dtype: Any) -> Array:
+    """A float32 array as float64, or the other way round, where the weights are; others as they are."""
+    given = getattr(delta, "dtype", None)
+    if given == dtype or not all(str(d).endswith(("float32", "float64")) for d in (given, dtype)):
+        return delta
+    return array_api_compat.array_namespace(delta).astype(delta, dtype)
+
+
 def sound_prediction(
     prediction: object, layout: ParamLayout, kinds: tuple[BucketKind, ...], where: str = "prediction"
 ) -> Prediction:
@@ -58,7 +67,7 @@ def sound_prediction(
 
     Raises:
         PredictionError: It is no `Prediction`, or one of its numbers is none, or out of range.
-        DeltaError: Its buckets do not fit the model's in number, type, size, dtype or device (F22).
+        DeltaError: Its buckets do not fit the model's in number, type, size, kind of dtype or device (F22).
     """
     if not isinstance(prediction, Prediction):
         raise _wrong(
@@ -77,6 +86,7 @@ def sound_prediction(
         )
     deltas = tuple(deltas)
     layout.check(deltas, where=f"{where}.deltas")
+    deltas = tuple(_in_precision(d, kind[1]) for d, kind in zip(deltas, kinds, strict=True))
     for index, (found, kind) in enumerate(zip(bucket_kinds(deltas), kinds, strict=True)):
         if not issubclass(found[0], kind[0]) or found[1:] != kind[1:]:
             raise DeltaError(

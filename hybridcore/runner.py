@@ -9,7 +9,7 @@ import math
 import os
 import platform
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, cast
@@ -226,7 +226,10 @@ def train(
                 if checkpoints is not None:
                     checkpoints.require_none()
                 events.emit(Event.RUN_START, **_start(config, arm, task))
-                (out_dir / "config.toml").write_text(dump_config(config), encoding="utf-8")
+                try:
+                    (out_dir / "config.toml").write_text(dump_config(config), encoding="utf-8")
+                except OSError as error:
+                    raise _unwritable(out_dir / "config.toml", error) from error
         loop = _Loop(config, arm, task, events, clock, out_dir, faults, checkpoints)
         return loop.run(engine, registry, baseline, writer if resume else None)
 
@@ -289,9 +292,11 @@ class _Loop:
                 self._checkpoints.close()
         summary = self._summary(stepper, interrupted, baseline)
         self._events.emit(Event.RUN_END, **summary)
-        write_json(
-            self._out_dir / "summary.json", {"arm": self._arm, "seed": self._config.run.seed, **summary}
-        )
+        about = {"arm": self._arm, "seed": self._config.run.seed, **summary}
+        try:
+            write_json(self._out_dir / "summary.json", about)
+        except MetricsError as error:  # the training is done, and its result must not be lost over this
+            logger.warning("no summary: %s", error)
         return RunResult(
             self._arm,
             self._config.run.seed,
@@ -530,11 +535,30 @@ def require_unused(folder: Path) -> None:
 
 
 def write_json(path: Path, data: Mapping[str, Any]) -> None:
-    """Write plain data so that a reader sees the old file or the whole new one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Write plain data so that a reader sees the old file or the whole new one.
+
+    Raises:
+        MetricsError: It cannot be written; no half file is left.
+    """
+    text = json.dumps(plain_json(data), indent=2, allow_nan=False) + "\n"
     unfinished = path.with_name(path.name + ".part")
-    unfinished.write_text(json.dumps(plain_json(data), indent=2, allow_nan=False) + "\n", encoding="utf-8")
-    os.replace(unfinished, path)  # noqa: PTH105 - Path.replace is the same call
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        unfinished.write_text(text, encoding="utf-8")
+        os.replace(unfinished, path)  # noqa: PTH105 - Path.replace is the same call
+    except OSError as error:
+        with suppress(OSError):
+            unfinished.unlink()
+        raise _unwritable(path, error) from error
+
+
+def _unwritable(path: Path, error: OSError) -> MetricsError:
+    return MetricsError(
+        f"a file of a run cannot be written: {error.strerror or error}",
+        where=str(path),
+        expected="a folder that can be written, and room on its disk",
+        fix="free room, or name another folder",
+    )
 
 
 def _start(config: HybridConfig, arm: str, task: TaskRun) -> dict[str, Any]:

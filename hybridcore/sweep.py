@@ -9,6 +9,7 @@ import json
 import math
 import re
 import shutil
+import sys
 import tomllib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -294,9 +295,13 @@ def _finished(point: Point, seed: int, where: Path, folder: Path) -> SweepRun | 
     """What an earlier call recorded; its file is the last one that a run writes."""
     try:
         data = json.loads((where / _FINISHED).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        loss, seconds, cost = (data[name] for name in ("final_loss", "seconds", "cost"))
+        counts, error = data["counts"], data["error"]
+        sound = all(_is_number(value) for value in (loss, seconds, cost, *counts.values()))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None
-    loss, seconds, cost = (data.get(name) for name in ("final_loss", "seconds", "cost"))
+    if not sound or not isinstance(error, str | None):
+        return None  # no such file is written: the run is repeated
     return SweepRun(
         point.settings,
         seed,
@@ -304,10 +309,16 @@ def _finished(point: Point, seed: int, where: Path, folder: Path) -> SweepRun | 
         math.inf if loss is None else loss,
         math.nan if seconds is None else seconds,
         math.nan if cost is None else cost,
-        data["counts"],
-        data["error"],
+        counts,
+        error,
         reused=True,
     )
+
+
+def _is_number(value: object) -> bool:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return value is None
+    return abs(value) <= sys.float_info.max  # JSON's integers have no end
 
 
 def _plain(run: SweepRun) -> dict[str, Any]:

@@ -24,6 +24,11 @@ __all__ = ["Arrays", "Decoder", "Encoder"]
 Arrays = dict[str, NDArray[Any]]
 
 _DEEPEST = 64
+# A name from a file never reaches np.dtype itself, which reads a small language of its own.
+_SCALARS = {
+    kind.name: kind.type
+    for kind in map(np.dtype, ("?", *np.typecodes["AllInteger"], "float16", "float32", "float64"))
+}
 _KINDS = "biuf"
 _BFLOAT16 = "bfloat16"
 
@@ -260,10 +265,10 @@ class Decoder:
 
     def _scalar(self, content: Any, depth: int) -> Any:
         name, value = content
-        kind = np.dtype(name)
-        if kind.kind not in _KINDS:
-            _refuse("the state is damaged", "state.json", name, "a number's dtype")
-        return kind.type(self._node(value, depth))
+        if name not in _SCALARS:
+            _refuse("the state is damaged", "state.json", name, f"one of {sorted(_SCALARS)}")
+        with np.errstate(over="ignore"):
+            return _SCALARS[name](self._node(value, depth))
 
     def _array(self, key: str) -> NDArray[Any]:
         place = "host", key

@@ -192,7 +192,8 @@ def _content(path: Path, most: int) -> bytes:
     _regular(path)
     try:
         with path.open("rb") as file:
-            return file.read(most + 1)
+            # A manifest may claim any size, and a read that size takes as much memory before it begins.
+            return file.read(min(most, os.fstat(file.fileno()).st_size) + 1)
     except OSError as error:
         raise CheckpointError(
             f"a file of a checkpoint cannot be read: {error.strerror}", where=str(path)

@@ -102,6 +102,8 @@ class Manifest:
             numbers = [content["step"], content["batches"], *(entry.nbytes for entry in files.values())]
             if not all(type(n) is int and n >= 0 for n in numbers):
                 raise _damaged(where, numbers, "sizes and positions from 0")
+            if not all(type(entry.sha256) is str for entry in files.values()):
+                raise _damaged(where, content["files"], "checksums")
             if not isinstance(content["belongs_to"], dict):
                 raise _damaged(where, content["belongs_to"], "a table")
             return cls(numbers[0], numbers[1], files, content["belongs_to"], str(content["version"]))

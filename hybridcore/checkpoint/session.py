@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import logging
 import os
@@ -77,6 +78,7 @@ class RunCheckpoints:
         self._writer = CheckpointWriter(self.store, asynchronous=config.checkpoint.asynchronous)
         self._belongs_to = belongs_to(config, arm, adapter)
         self._taken = False
+        self._unwritten: set[str] = set()
 
     def require_none(self) -> None:
         """Make sure that a new run does not mix its checkpoints with those of an earlier one.
@@ -110,7 +112,8 @@ class RunCheckpoints:
         except (CheckpointError, OSError) as error:
             if not self._taken and isinstance(error, CheckpointError):
                 raise  # a run whose checkpoints are impossible should not get far
-            logger.warning("no checkpoint of step %d: %s", stepper.real_steps, error)
+            self._writer.close()
+            self._writer.failed(stepper.real_steps, error)
             return
         self._taken = True
         belongs = {**self._belongs_to, "record": self._record()}
@@ -178,7 +181,7 @@ class RunCheckpoints:
         self.store.set_aside(batches)
 
     def export(self, name: str) -> None:
-        """Write the model's weights of now for the framework's own users; a failure is only warned of."""
+        """Write the weights of now for the framework's own users; of failures in a row one is warned of."""
         path = self.store.folder / name
         unfinished = path.with_name(f".{name}.part")
         try:
@@ -186,7 +189,13 @@ class RunCheckpoints:
             self._adapter.export_weights(str(unfinished))
             os.replace(unfinished, path)  # noqa: PTH105 - Path.replace is the same call
         except Exception as error:  # each framework has its own
-            logger.warning("the weights cannot be written to %s: %s", path, error)
+            level = logging.DEBUG if name in self._unwritten else logging.WARNING
+            logger.log(level, "the weights cannot be written to %s: %s", path, error)
+            self._unwritten.add(name)
+            with contextlib.suppress(OSError):
+                unfinished.unlink()
+        else:
+            self._unwritten.discard(name)
 
     def close(self) -> None:
         """Wait until the last checkpoint is on disk."""

@@ -22,7 +22,7 @@ class CheckpointWriter:
         asynchronous: Write in a thread; the next checkpoint waits until the one before is on disk.
 
     Attributes:
-        error: Why the latest checkpoint could not be written, or None.
+        failures: Checkpoints in a row, up to the latest, that could not be written.
 
     Example:
         >>> import tempfile
@@ -38,26 +38,32 @@ class CheckpointWriter:
     def __init__(self, store: CheckpointStore, *, asynchronous: bool = False) -> None:
         self._store, self._asynchronous = store, asynchronous
         self._thread: threading.Thread | None = None
-        self.error: CheckpointError | None = None
+        self.failures = 0
 
     def write(self, contents: Contents) -> None:
         """Write a checkpoint, or begin to; `contents` must not change any more."""
         self.close()
-        if self.error is not None:
-            logger.warning("the checkpoint before was not written (%s); trying again", self.error.what)
         if not self._asynchronous:
             self._write(contents)
             return
         self._thread = threading.Thread(target=self._write, args=(contents,), name="hybridcore-checkpoint")
         self._thread.start()
 
+    def failed(self, step: int, error: Exception) -> None:
+        """Note that a checkpoint is missing: the first of several in a row is warned of, none stops a run."""
+        level = logging.DEBUG if self.failures else logging.WARNING
+        logger.log(level, "no checkpoint of step %d, the next ones are tried: %s", step, error)
+        self.failures += 1
+
     def _write(self, contents: Contents) -> None:
-        self.error = None
         try:
             self._store.write(contents)
         except CheckpointError as error:
-            self.error = error
-            logger.warning("no checkpoint of step %d: %s", contents.step, error)
+            self.failed(contents.step, error)
+            return
+        if self.failures:
+            logger.info("checkpoints are written again, after %d that were not", self.failures)
+        self.failures = 0
 
     def close(self) -> None:
         """Wait for the thread."""

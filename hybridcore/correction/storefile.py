@@ -5,13 +5,13 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from safetensors import SafetensorError
 from safetensors import numpy as safetensors
 
 from hybridcore.correction.compression import CompressedBuckets, LowRank
@@ -26,6 +26,7 @@ HEADER = "residuals.json"
 """The file that makes a folder a store."""
 
 FORMAT = 1
+_ARRAYS = re.compile(r"residuals-[0-9a-f]{16}\.safetensors")
 _SCALARS = ("step", "horizon", "loss", "predicted_change")
 _GROUPS = tuple(ParamGroup)
 
@@ -147,12 +148,16 @@ def read(folder: Path) -> list[Residual]:
     """
     try:
         header = json.loads((folder / HEADER).read_text(encoding="utf-8"))
-        data = (folder / str(header["arrays"])).read_bytes()
+        if not _ARRAYS.fullmatch(header["arrays"]):
+            raise ValueError(f"{header['arrays']!r:.80} is no name of such a file")
+        data = (folder / header["arrays"]).read_bytes()
         if hashlib.sha256(data).hexdigest() != header["sha256"]:
             raise ValueError("the checksum does not fit")
         arrays = safetensors.load(data)
         return unpack(header, arrays, str(folder))
-    except (OSError, ValueError, KeyError, TypeError, IndexError, SafetensorError) as error:
+    except StoreError:
+        raise
+    except Exception as error:  # whatever a damaged header may lead to
         reason = error.strerror if isinstance(error, OSError) and error.strerror else repr(error)
         raise StoreError(
             f"the store of residuals cannot be read: {reason}",

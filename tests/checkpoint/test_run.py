@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import os
@@ -133,6 +134,60 @@ def test_f54_damaged_checkpoints_are_passed_over_with_a_warning(tmp_path, truth,
     assert record(folder) == truth
 
 
+def truncate(path):
+    os.truncate(path / "state.json", 100)
+
+
+def flip(path):
+    content = bytearray((path / "manifest.json").read_bytes())
+    content[len(content) // 3] ^= 1
+    (path / "manifest.json").write_bytes(bytes(content))
+
+
+def empty(path):
+    for file in path.iterdir():
+        file.unlink()
+
+
+def rewritten(**changes):
+    def rewrite(path):
+        text = json.loads((path / "manifest.json").read_text())
+        text.pop("sha256")
+        text["belongs_to"] |= changes.get("belongs_to", {})
+        text["format"] = changes.get("format", text["format"])
+        seal = hashlib.sha256(json.dumps(text, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+        (path / "manifest.json").write_text(json.dumps({**text, "sha256": seal}))
+
+    return rewrite
+
+
+@pytest.mark.parametrize(
+    "damage, named",
+    [
+        (truncate, "not what was written"),
+        (flip, "damaged"),
+        (empty, "cannot be read"),
+        (rewritten(format=2), "pip install --upgrade hybridcore"),
+        (rewritten(belongs_to={"model": "0" * 64}), "model = "),
+    ],
+    ids=["truncated", "flipped", "empty", "newer version", "another model"],
+)
+def test_f54_the_older_one_is_used_and_without_one_the_error_is_typed(tmp_path, truth, caplog, damage, named):
+    folder = tmp_path / "run"
+    interrupted(folder, config())
+    paths = CheckpointStore(folder / "checkpoints").paths()
+    damage(paths[-1])
+    with caplog.at_level(logging.INFO, "hybridcore"):
+        run_task(config(), out_dir=folder, registry=REGISTRY, resume=True)
+    assert f"checkpoint {paths[-1].name} is passed over" in caplog.text and named in caplog.text
+    assert f"going on from {paths[-2]}" in caplog.text
+    assert record(folder) == truth
+    for path in CheckpointStore(folder / "checkpoints").paths():
+        damage(path)
+    with pytest.raises(CheckpointError):
+        run_task(config(), out_dir=folder, registry=REGISTRY, resume=True)
+
+
 def test_f54_rotation_keeps_the_newest(tmp_path):
     interrupted(tmp_path / "run", config(checkpoint={"keep": 2}), 50)
     paths = CheckpointStore(tmp_path / "run" / "checkpoints").paths()
@@ -189,36 +244,6 @@ def test_a_new_run_does_not_mix_with_an_old_one(tmp_path):
     interrupted(tmp_path / "run", config(), 20)
     with pytest.raises(CheckpointError, match="an earlier run"):
         run_task(config(), out_dir=tmp_path / "run", registry=REGISTRY)
-
-
-@pytest.mark.parametrize("call", ["fsync", "replace"])
-@pytest.mark.parametrize("asynchronous", [False, True])
-def test_a_full_disk_costs_the_checkpoint_alone(tmp_path, truth, monkeypatch, caplog, call, asynchronous):
-    def full(*arguments):
-        raise OSError(28, "No space left on device")
-
-    made = config(checkpoint={"asynchronous": asynchronous})
-    monkeypatch.setattr(f"hybridcore.checkpoint.files.os.{call}", full)
-    folder = tmp_path / "run"
-    with caplog.at_level(logging.WARNING, "hybridcore"):
-        if call == "fsync":
-            monkeypatch.setattr("hybridcore.metrics.MetricsWriter.sync", lambda self: 1)
-        monkeypatch.setattr("hybridcore.runner.write_json", lambda path, data: None)
-        run_task(made, out_dir=folder, registry=REGISTRY)
-    assert "No space left on device" in caplog.text
-    assert "the checkpoint before was not written" in caplog.text
-    assert not CheckpointStore(folder / "checkpoints").paths()
-    assert not [p for p in (folder / "checkpoints").iterdir() if p.is_dir()]
-    assert record(folder) == truth
-
-
-def test_a_read_only_folder_costs_the_checkpoint_alone(tmp_path, truth, caplog):
-    (tmp_path / "run").mkdir()
-    (tmp_path / "run" / "checkpoints").write_text("a file where the folder should be")
-    with caplog.at_level(logging.WARNING, "hybridcore"):
-        run_task(config(), out_dir=tmp_path / "run", registry=REGISTRY)
-    assert "no checkpoint of step 7" in caplog.text
-    assert record(tmp_path / "run") == truth
 
 
 def test_best_weights_are_those_of_the_lowest_validation_loss(tmp_path):

@@ -165,3 +165,12 @@ def test_nino_options_that_are_not_applied_are_refused(tmp_path: Path, args) -> 
     with pytest.raises(CheckpointError, match="does not do") as caught:
         load_network(str(tmp_path / "a.safetensors"))
     assert f"model_args.{next(iter(args))}" in str(caught.value)
+
+
+@pytest.mark.parametrize("arguments", ["1", "[" * 5000, "null"])
+def test_f54_damaged_arguments_are_a_typed_error(tmp_path, arguments):
+    from safetensors.numpy import save_file
+
+    save_file({"edge_mlp.fc.0.bias": np.zeros(2)}, tmp_path / "n.safetensors", {"model_args": arguments})
+    with pytest.raises(CheckpointError):
+        load_network(str(tmp_path / "n.safetensors"))

@@ -62,6 +62,18 @@ def load_network(checkpoint: str = "") -> Network:
 
 
 def _network(arrays: Arrays, about: dict[str, Any], where: str) -> Network:
+    try:
+        with np.errstate(all="ignore"):
+            return _built(arrays, about, where)
+    except CheckpointError:
+        raise
+    except Exception as error:  # whatever a damaged file may lead to
+        raise CheckpointError(
+            f"a network's checkpoint is damaged: {type(error).__name__}: {error}", where=where, fix=_FIX
+        ) from error
+
+
+def _built(arrays: Arrays, about: dict[str, Any], where: str) -> Network:
     if about.get("format") == FORMAT:
         try:
             furthest = float(about["furthest"])
@@ -92,7 +104,7 @@ def _safetensors(path: Path) -> tuple[Arrays, dict[str, Any]]:
             about: dict[str, Any] = dict(file.metadata() or {})
         if "model_args" in about:
             about["model_args"] = json.loads(about["model_args"])
-    except (SafetensorError, OSError, ValueError, TypeError) as error:
+    except (SafetensorError, OSError, ValueError, TypeError, RecursionError) as error:
         raise CheckpointError(
             f"a network's checkpoint cannot be read: {error}",
             where=str(path),
