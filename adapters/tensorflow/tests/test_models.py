@@ -71,7 +71,6 @@ def test_cnn_equals_a_numpy_forward(training):
         padded = np.pad(hidden, ((0, 0), (0, 0), (1, 1), (1, 1)))
         patches = np.lib.stride_tricks.sliding_window_view(padded, (3, 3), axis=(2, 3))
         convolved = np.einsum("nchwij,fcij->nfhw", patches, weights[f"convolutions.{index}.weight"])
-        convolved += weights[f"convolutions.{index}.bias"][:, None, None]
         mean, variance = np.zeros(1), np.ones(1)
         if training:
             axes = (0, 2, 3)
@@ -212,7 +211,7 @@ def test_variables_are_listed_in_the_order_of_definition():
     names = list(trainable(build_model(_problem(MnistCnn)).model))
     roots = list(dict.fromkeys(name.partition(".")[0] for name in names))
     assert roots == ["convolutions", "norms", "head"]
-    assert names[:2] == ["convolutions.0.weight", "convolutions.0.bias"]
+    assert names[:2] == ["convolutions.0.weight", "convolutions.1.weight"]
 
 
 def test_dropout_acts_in_training_only_and_evaluation_changes_nothing():

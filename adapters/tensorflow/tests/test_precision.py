@@ -10,6 +10,7 @@ import pytest
 import tensorflow as tf
 
 from hybridcore.tasks.digits_mlp import DigitsMlp
+from hybridcore.tasks.lora_gpt import LoraGpt
 from hybridcore.tasks.mnist_cnn import MnistCnn
 from hybridcore.tasks.precision import in_float64
 from hybridcore.tasks.stdlib_gpt import StdlibGpt
@@ -21,11 +22,12 @@ from hybridcore_tensorflow.variables import components
 SMALL = {
     "digits-mlp": {"width": 8, "optimizer": "adam", "learning_rate": 0.003},
     "mnist-cnn": {"filters": 2, "learning_rate": 0.003},
+    "lora-gpt": {"depth": 1, "width": 16, "heads": 2, "max_bytes": 500_000, "pretrain_steps": 10},
     "stdlib-gpt": {"depth": 1, "width": 8, "heads": 2, "context": 6, "batch_size": 3, "max_bytes": 500_000},
 }
 
 
-@pytest.mark.parametrize("cls", [DigitsMlp, MnistCnn, StdlibGpt], ids=lambda cls: cls.name)
+@pytest.mark.parametrize("cls", [DigitsMlp, MnistCnn, StdlibGpt, LoraGpt], ids=lambda cls: cls.name)
 def test_f58_a_run_is_float64_throughout(cls):
     problem = in_float64(cls(cls.Config(**SMALL[cls.name])).problem(0))
     run = FRAMEWORK.build(problem, "cpu")
@@ -38,8 +40,9 @@ def test_f58_a_run_is_float64_throughout(cls):
     assert narrow == [] and kinds == {"float64"}
     assert adapter.learning_rate == problem.optimizer.learning_rate
     named = adapter.layout.unpack(adapter.read_params(), np)
-    for name, array in problem.weights.items():
-        np.testing.assert_array_equal(named[name], array)
+    assert set(named) == {name for name in problem.weights if cls is not LoraGpt or "lora" in name}
+    for name, array in named.items():
+        np.testing.assert_array_equal(array, problem.weights[name])
 
 
 def test_f58_float32_stays_float32():

@@ -14,6 +14,7 @@ from hybridcore.tasks.convection_pinn import ConvectionPinn
 from hybridcore.tasks.digits_mlp import DigitsMlp
 from hybridcore.tasks.mnist_cnn import MnistCnn
 from hybridcore.tasks.poisson_pinn import PoissonPinn
+from hybridcore.tasks.precision import in_float64
 from hybridcore.tasks.stdlib_gpt import StdlibGpt
 from hybridcore_torch.models import build_model
 from hybridcore_torch.models.pinn import TanhNetwork
@@ -68,13 +69,22 @@ def test_cnn_equals_a_numpy_forward_in_evaluation_mode():
         padded = np.pad(hidden, ((0, 0), (0, 0), (1, 1), (1, 1)))
         patches = np.lib.stride_tricks.sliding_window_view(padded, (3, 3), axis=(2, 3))
         convolved = np.einsum("nchwij,fcij->nfhw", patches, weights[f"convolutions.{index}.weight"])
-        convolved += weights[f"convolutions.{index}.bias"][:, None, None]
         active = np.maximum(convolved / math.sqrt(1 + 1e-5), 0.0)
         n, f, h, w = active.shape
         hidden = active.reshape(n, f, h // 2, 2, w // 2, 2).max(axis=(3, 5))
     expected = hidden.reshape(2, -1) @ weights["head.weight"].T + weights["head.bias"]
     logits = built.model(torch.from_numpy(images)).detach().numpy()
     assert logits == pytest.approx(expected, abs=1e-5)
+
+
+@pytest.mark.parametrize("smooth", [False, True])
+def test_f89_every_weight_of_the_cnn_has_a_gradient(smooth):
+    """Far above float64's rounding, which is all that a bias before batch norm would have: 1e-17."""
+    problem = in_float64(_problem(MnistCnn, smooth=smooth))
+    built = build_model(problem)
+    built.loss_fn(built.model, next(problem.batches())).mean().backward()
+    for name, param in built.model.named_parameters():
+        assert param.grad.abs().max() > 1e-5, name
 
 
 def test_transformer_equals_a_numpy_forward():

@@ -50,21 +50,20 @@ def _batch_norm(
 
 def _convolve(params: Params, name: str, hidden: jax.Array) -> jax.Array:
     """3x3 convolution of (n, h, w, c) with padding 1; the weight is stored (out, in, 3, 3)."""
-    result = jax.lax.conv_general_dilated(
+    return jax.lax.conv_general_dilated(
         hidden,
         params[f"{name}.weight"].transpose(2, 3, 1, 0),
         window_strides=(1, 1),
         padding="SAME",
         dimension_numbers=("NHWC", "HWIO", "NHWC"),
     )
-    return result + params[f"{name}.bias"]
 
 
 def build_cnn(shape: Mapping[str, Any]) -> BuiltModel:
     """Classifier of ``shape``: filters, size, classes, dropout, and optionally smooth.
 
-    Blocks of 3x3 convolution, batch norm, ReLU and 2x2 max pooling (SiLU and average pooling if smooth);
-    dropout; one linear layer. Images have shape (n, size, size).
+    Blocks of biasless 3x3 convolution, batch norm, ReLU and 2x2 max pooling (SiLU and average pooling if
+    smooth); dropout; one linear layer. Images have shape (n, size, size).
     """
     filters, dropout = tuple(shape["filters"]), float(shape["dropout"])
     smooth = bool(shape.get("smooth", False))
@@ -93,8 +92,7 @@ def build_cnn(shape: Mapping[str, Any]) -> BuiltModel:
     state: dict[str, jax.Array] = {}
     for index, (channels, count) in enumerate(zip((1, *filters[:-1]), filters, strict=True)):
         shapes |= {f"convolutions.{index}.weight": (count, channels, 3, 3)}
-        shapes |= dict.fromkeys((f"convolutions.{index}.bias", f"norms.{index}.weight"), (count,))
-        shapes |= {f"norms.{index}.bias": (count,)}
+        shapes |= dict.fromkeys((f"norms.{index}.weight", f"norms.{index}.bias"), (count,))
         state |= {f"norms.{index}.mean": jnp.zeros(count, jnp.float32)}
         state |= {f"norms.{index}.var": jnp.ones(count, jnp.float32)}
     classes, size = shape["classes"], filters[-1] * (shape["size"] >> len(filters)) ** 2

@@ -15,7 +15,7 @@ __all__ = ["Cnn", "build_cnn"]
 
 
 class Convolution(tf.Module):
-    """3x3 convolution on channels-last images, its weight in PyTorch's layout (filters, channels, 3, 3).
+    """Biasless 3x3 convolution on channels-last images, its weight (filters, channels, 3, 3) as in PyTorch.
 
     Args:
         channels: Channels of the input.
@@ -25,16 +25,15 @@ class Convolution(tf.Module):
     def __init__(self, channels: int, filters: int) -> None:
         super().__init__()
         self.weight = tf.Variable(tf.zeros((filters, channels, 3, 3)))
-        self.bias = tf.Variable(tf.zeros((filters,)))
 
     def __call__(self, images: Any) -> Any:
         """Images (n, height, width, filters) of the same size."""
         kernel = tf.transpose(self.weight, (2, 3, 1, 0))
-        return tf.nn.bias_add(tf.nn.conv2d(images, kernel, 1, "SAME"), self.bias)
+        return tf.nn.conv2d(images, kernel, 1, "SAME")
 
 
 class Cnn(tf.Module):
-    """Blocks of 3x3 convolution, batch norm, ReLU and 2x2 max pooling; dropout; one affine layer.
+    """Blocks of biasless 3x3 convolution, batch norm, ReLU and 2x2 max pooling; dropout; one affine layer.
 
     Args:
         filters: Filters of each block.

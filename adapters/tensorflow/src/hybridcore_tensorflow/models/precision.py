@@ -47,28 +47,30 @@ def widen(module: tf.Module) -> None:
         >>> module.weight.dtype.name
         'float64'
     """
-    _widen(module, set())
+    _widen(module, set(), {})
 
 
-def _widen(module: tf.Module, seen: set[int]) -> None:
+def _widen(module: tf.Module, seen: set[int], made: dict[Any, Any]) -> None:
     if id(module) in seen:
         return
     seen.add(id(module))
     for name, value in list(vars(module).items()):
         if not name.startswith("_self_"):
-            wide = _wide(value, seen)
+            wide = _wide(value, seen, made)
             if wide is not value:
                 setattr(module, name, wide)
 
 
-def _wide(value: Any, seen: set[int]) -> Any:
+def _wide(value: Any, seen: set[int], made: dict[Any, Any]) -> Any:
     if isinstance(value, tf.Variable) and value.dtype == tf.float32:
-        return tf.Variable(tf.cast(value, tf.float64), trainable=value.trainable)
+        if value.ref() not in made:  # a variable that two modules share stays one
+            made[value.ref()] = tf.Variable(tf.cast(value, tf.float64), trainable=value.trainable)
+        return made[value.ref()]
     if isinstance(value, tf.Tensor) and value.dtype == tf.float32:
         return tf.cast(value, tf.float64)
     if isinstance(value, (list, tuple)):
         for item in value:
-            _wide(item, seen)
+            _wide(item, seen, made)
     elif isinstance(value, tf.Module) and not isinstance(value, keras.layers.Layer):
-        _widen(value, seen)
+        _widen(value, seen, made)
     return value

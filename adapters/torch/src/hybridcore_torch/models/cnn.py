@@ -14,7 +14,7 @@ __all__ = ["Cnn", "build_cnn"]
 
 
 class Cnn(nn.Module):
-    """Blocks of 3x3 convolution, batch norm, ReLU and 2x2 max pooling; dropout; one linear layer.
+    """Blocks of biasless 3x3 convolution, batch norm, ReLU and 2x2 max pooling; dropout; one linear layer.
 
     Args:
         filters: Filters of each block.
@@ -35,7 +35,7 @@ class Cnn(nn.Module):
         self.smooth = smooth
         channels = (1, *filters[:-1])
         self.convolutions = nn.ModuleList(
-            nn.Conv2d(a, b, 3, padding=1) for a, b in zip(channels, filters, strict=True)
+            nn.Conv2d(a, b, 3, padding=1, bias=False) for a, b in zip(channels, filters, strict=True)
         )
         self.norms = nn.ModuleList(nn.BatchNorm2d(count) for count in filters)
         self.dropout = nn.Dropout(dropout)
