@@ -36,7 +36,6 @@ _STATE = (
     "_examples",
     "_point",
     "_older",
-    "_best",
     "_pace",
     "_previous",
     "_unproven",
@@ -140,8 +139,6 @@ class Trial:
             reason=reason,
             quickening=verdict.quickening if verdict is not None else math.nan,
             quickening_error=verdict.quickening_error if verdict is not None else math.nan,
-            rise=verdict.rise if verdict is not None else math.nan,
-            rise_error=verdict.rise_error if verdict is not None else math.nan,
             behind_steps=verdict.behind_steps if verdict is not None and kept else 0.0,
         )
 
@@ -209,7 +206,6 @@ class TrialKeeper:
         self._examples = 0
         self._point: Point | None = None
         self._older: Point | None = None
-        self._best: NDArray[np.float64] | None = None
         self._pace: tuple[NDArray[np.float64], float] | None = None
         self._previous: Trial | None = None
         self._unproven = 0.0
@@ -369,7 +365,7 @@ class TrialKeeper:
         position, progress = cost - age, cost - self.cost - age
         losses = self.probe(mean)
         verdict = judge(trial.reference, losses, position, trial.predicted, self._config.verdict)
-        verdict = self._rise(self._quickening(verdict, trial, losses, progress), losses)
+        verdict = self._quickening(verdict, trial, losses, progress)
         covered = predicted - age * (trial.predicted / max(trial.real_steps, 1) if trial.continuous else 0.0)
         self._point = Point(losses, progress, covered) if verdict.kept else None
         self._older = Point(trial.reference.losses, trial.progress, trial.covered)
@@ -379,18 +375,6 @@ class TrialKeeper:
             verdict = attrs.evolve(verdict, credit_steps=verdict.credit_steps + worth * self._unproven)
         self._unproven = 0.0
         return verdict
-
-    def _rise(self, verdict: Verdict, losses: NDArray[np.float64]) -> Verdict:
-        """Compare with the lowest losses that a kept trial has had."""
-        if not verdict.kept:
-            return verdict
-        if self._best is None:
-            self._best = losses
-            return verdict
-        rise = paired_difference(losses, self._best)
-        if rise.mean < 0.0:
-            self._best = losses
-        return attrs.evolve(verdict, rise=rise.mean, rise_error=rise.error)
 
     def _quickening(
         self, verdict: Verdict, trial: Trial, losses: NDArray[np.float64], progress: float

@@ -57,8 +57,6 @@ class Verdict:
             there was none.
         quickening_error: Its standard error, paired by example.
         behind_steps: Where the trial is kept although it is behind the curve: by how many real steps.
-        rise: Loss above the lowest of earlier verdicts; NaN where there was none.
-        rise_error: Its standard error, paired by example.
     """
 
     kept: bool
@@ -69,8 +67,6 @@ class Verdict:
     quickening: float = math.nan
     quickening_error: float = math.nan
     behind_steps: float = 0.0
-    rise: float = math.nan
-    rise_error: float = math.nan
 
 
 def judge(

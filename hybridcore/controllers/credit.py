@@ -25,7 +25,6 @@ class CreditConfig:
         growth: Largest growth of the horizon from one real step to the next.
         least_gain: Jumps happen only where the path supports this much more than the user's own step.
         probe_every: A verdict by probe every this many trials at most; the gap doubles from one up to it.
-            Where the verdict before has proven no gain, a quarter of it at most.
         caution: The horizon is divided by this after a failed trial, or one behind the curve.
         recovery: Kept trials after which one such division is taken back.
         boost: With an optimizer that has momentum, the multiple of the reach that is taken where the reach is
@@ -38,8 +37,8 @@ class CreditConfig:
         foresight: Where a dynamics model is configured, each trial tries the horizon, or one `factor_step`
             times as long or short, whichever promises the lowest training loss at the trial's end.
         factor_pause: Real steps of pause after a comparison that changes nothing; doubles with each in a row.
-        patience: Verdicts in a row that find the probe loss above its lowest so far, by more than a standard
-            error, after which jumps rest; 0 never rests.
+        patience: Verdicts in a row that prove no gain, after which jumps rest; 0 never rests. A gain is
+            proven where it is more than its standard error.
         rest: Real steps of such a rest; doubles with each in a row.
     """
 
@@ -71,8 +70,8 @@ class Credit:
     long, and the reach is only a guess up to a factor. There two trials in a row, one with the factor and one
     with another, are compared by the fall of the loss of averaged weights; see `FactorSearch`.
 
-    After `patience` verdicts in a row with a probe loss above its lowest, jumps rest: a model that has
-    learned what its data tell goes on overfitting, and would only do so sooner.
+    What has stopped to pay is left alone: after `patience` verdicts in a row without a proven gain, jumps
+    rest. A model that has learned what its data tell goes on overfitting, and would only do so sooner.
 
     Example:
         >>> Credit().config.window
@@ -115,7 +114,7 @@ class Credit:
             self._outlook = self._best_outlook(state, state.forecast)
         if opening and state.step < self._resumes:
             self._h, self._step = 1.0, state.step
-            return self._rest(state, f"the probe loss has risen; jumps rest until step {self._resumes}")
+            return self._rest(state, f"no gain was proven; jumps rest until step {self._resumes}")
         target = self._outlook * search.value * self._boosted(reach, state) / self._divisor
         allowed = self._h * c.growth ** min(max(1, state.step - self._step), 100)
         self._h = max(1.0, min(target, allowed))
@@ -215,21 +214,23 @@ class Credit:
             self._divisor /= c.caution
             self._kept = 0
         if math.isfinite(outcome.gain):
-            longest = c.probe_every if outcome.gain > outcome.gain_error else math.ceil(c.probe_every / 4)
-            self._gap = min(2 * self._gap, longest)
+            self._gap = min(2 * self._gap, c.probe_every)
             self._weigh(outcome)
             self._next_probe = self._trials + self._gap
 
     def _weigh(self, outcome: Outcome) -> None:
-        """Look again at once after a verdict that finds the probe loss risen; rest after several in a row."""
-        if not outcome.rise > outcome.rise_error:
+        """Look again at once after a verdict that proves no gain; rest after several in a row."""
+        if outcome.gain > outcome.gain_error:
             self._dry = self._rests = 0
             return
-        self._dry, self._gap = self._dry + 1, 1
+        self._gap = 1
+        if outcome.behind_steps > 0.0:
+            return  # the horizon was too long, and is shorter now
+        self._dry += 1
         if self.config.patience and self._dry >= self.config.patience:
             self._resumes = self._step + self.config.rest * 2 ** min(self._rests, 20)
             self._rests += 1
-            self._dry = self.config.patience - 1  # the next such verdict is enough
+            self._dry = self.config.patience - 1  # the next verdict without a gain is enough
 
     def state_dict(self) -> dict[str, Any]:
         """State as plain data."""

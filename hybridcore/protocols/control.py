@@ -68,9 +68,6 @@ class Outcome:
             both were judged by probe.
         quickening_error: Its standard error.
         behind_steps: Real steps that a kept trial is behind the reference curve; 0 where it is not.
-        rise: Probe loss of the averaged weights above the lowest that an earlier verdict found; negative
-            where it is lower than ever; NaN without a probe or an earlier one.
-        rise_error: Its standard error, paired by example.
     """
 
     kept: bool
@@ -87,8 +84,6 @@ class Outcome:
     quickening: float = float("nan")
     quickening_error: float = float("nan")
     behind_steps: float = 0.0
-    rise: float = float("nan")
-    rise_error: float = float("nan")
 
 
 @runtime_checkable

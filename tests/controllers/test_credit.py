@@ -14,7 +14,7 @@ from hybridcore.engine import Engine
 from hybridcore.events import EventBus
 from hybridcore.predictors.controls import Frozen, NoPrediction, RandomJump
 from hybridcore.predictors.last_update import LastUpdate
-from hybridcore.protocols import OptimizerSpec, Outcome, Phase
+from hybridcore.protocols import OptimizerSpec, Outcome
 
 
 def run(adapter, batches, steps, *, predictor=None, probes=(None,), config=None, **tables):
@@ -129,25 +129,38 @@ def test_probes_become_rarer():
     assert probed == [0, 2, 6, 10, 14, 18]
 
 
-def test_jumps_rest_where_the_probe_loss_has_risen_and_longer_each_time():
+def test_jumps_rest_after_verdicts_that_prove_nothing_and_longer_each_time():
     credit, rests = Credit(CreditConfig(patience=2, rest=50)), []
     credit._step = 100
-    for rise in (math.nan, 0.2, -0.1, 0.2, 0.2, 0.2, 0.2, 0.1, 0.2):
+    for gain in (0.1, 0.0, 0.1, -0.1, 0.0, 0.0, 0.0, 0.1, 0.0):
         before = credit._resumes
-        credit.feedback(attrs.evolve(outcome(True, gain=0.0), rise=rise, rise_error=0.1))
+        credit.feedback(outcome(True, gain=gain))
         rests.append(credit._resumes - 100 if credit._resumes != before else None)
     assert rests == [None, None, None, None, 50, 100, 200, None, None]
 
 
+def test_a_trial_behind_the_curve_shortens_the_horizon_and_is_no_reason_to_rest():
+    credit = Credit(CreditConfig(patience=1))
+    credit.feedback(attrs.evolve(outcome(True, gain=-1.0), behind_steps=3.0))
+    assert credit._resumes == 0 and credit._divisor == 2.0
+
+
+def test_jumps_whose_gain_nobody_can_see_become_few():
+    taken = {}
+    for patience in (0, 2):
+        adapter, batches, held_out = clouds(optimizer=OptimizerSpec("sgd", 0.02))
+        config = CreditConfig(patience=patience)
+        _, recorder = run(adapter, batches, 600, probes=held_out, config=config)
+        taken[patience] = len(recorder.named("jump"))
+    assert 0 < taken[2] < 0.3 * taken[0]
+
+
 def test_a_verdict_waits_until_the_slope_without_jumps_is_known():
-    adapter, batches, held_out = clouds(optimizer=OptimizerSpec("sgd", 1e-3))
-    engine, _ = run(adapter, batches, 12, probes=held_out)
-    known = attrs.evolve(
-        engine._state(), trial_steps_left=0, may_predict=True, reach=50.0, phase=Phase.FULL, curve_known=True
-    )
-    assert Credit().choose(known).phase is Phase.PREDICT
-    waits = Credit().choose(attrs.evolve(known, curve_known=False))
-    assert waits.phase is Phase.FULL and waits.observe and waits.averaged
+    """After a rest the first trial opens when two window means have shown how fast the loss falls."""
+    adapter, batches, held_out = clouds(optimizer=OptimizerSpec("sgd", 0.02))
+    _, recorder = run(adapter, batches, 600, probes=held_out, config=CreditConfig(rest=30))
+    waits = [p for p in recorder.named("phase-start") if "how fast the loss falls" in p["reason"]]
+    assert waits and len(recorder.named("verdict")) > 3
 
 
 def test_no_jumps_while_the_learning_rate_decays():
