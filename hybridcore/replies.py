@@ -46,10 +46,11 @@ def _place(bucket: Array) -> Any:
     return frozenset(several()) if callable(several) else getattr(bucket, "device", None)
 
 
-def _in_precision(delta: Array, dtype: Any) -> Array:
+def _in_precision(delta: Array, kind: BucketKind) -> Array:
     """A float32 array as float64, or the other way round, where the weights are; others as they are."""
-    given = getattr(delta, "dtype", None)
-    if given == dtype or not all(str(d).endswith(("float32", "float64")) for d in (given, dtype)):
+    given, dtype = getattr(delta, "dtype", None), kind[1]
+    plain = all(str(d).endswith(("float32", "float64")) for d in (given, dtype))
+    if given == dtype or not plain or not isinstance(delta, kind[0]):
         return delta
     return array_api_compat.array_namespace(delta).astype(delta, dtype)
 
@@ -86,7 +87,7 @@ def sound_prediction(
         )
     deltas = tuple(deltas)
     layout.check(deltas, where=f"{where}.deltas")
-    deltas = tuple(_in_precision(d, kind[1]) for d, kind in zip(deltas, kinds, strict=True))
+    deltas = tuple(_in_precision(d, kind) for d, kind in zip(deltas, kinds, strict=True))
     for index, (found, kind) in enumerate(zip(bucket_kinds(deltas), kinds, strict=True)):
         if not issubclass(found[0], kind[0]) or found[1:] != kind[1:]:
             raise DeltaError(

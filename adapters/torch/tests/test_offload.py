@@ -136,7 +136,7 @@ def trained(memory, model=None):
 
 def test_the_state_is_away_in_predict_phases_and_nothing_else_changes():
     stays, goes = trained({}), trained({"offload_optimizer": True})
-    assert goes[2]["predicted_steps"] == stays[2]["predicted_steps"] >= 8
+    assert goes[2]["predicted_steps"] == stays[2]["predicted_steps"] >= 4
     assert np.array_equal(stays[0], goes[0], equal_nan=True)
     assert all(torch.equal(a, b) for a, b in zip(stays[3], goes[3], strict=True))
     assert min(stays[1]) > 0 and max(goes[1]) == 0
@@ -178,5 +178,5 @@ def test_checkpointed_activations_keep_their_saving_and_change_no_bit():
         kept[again] = saved, trained({}, Checkpointed(again))
     assert kept[True][0] < 0.5 * kept[False][0]
     plain, again = kept[False][1], kept[True][1]
-    assert np.array_equal(plain[0], again[0], equal_nan=True) and plain[2]["jumps"] == again[2]["jumps"] >= 2
+    assert np.array_equal(plain[0], again[0], equal_nan=True) and plain[2]["jumps"] == again[2]["jumps"] >= 1
     assert all(torch.equal(a, b) for a, b in zip(plain[3], again[3], strict=True))

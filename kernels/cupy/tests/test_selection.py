@@ -21,7 +21,7 @@ def adapter(name="cuda:0"):
     return SimpleNamespace(
         xp=xp,
         device=name,
-        layout=SimpleNamespace(total=1000),
+        layout=SimpleNamespace(total=1000, bucket_dtype="float32"),
         read_params=lambda: (torch.zeros(4),),
         synchronize=lambda: None,
     )
