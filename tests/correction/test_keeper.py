@@ -19,7 +19,7 @@ from engine_lab import (
     predict,
 )
 
-from hybridcore.controllers.credit import Credit
+from hybridcore.controllers.credit import Credit, CreditConfig
 from hybridcore.controllers.fixed import Fixed, FixedConfig
 from hybridcore.correction.gains import Gains
 from hybridcore.correction.loss_level import LossLevel
@@ -332,7 +332,7 @@ def test_gains_scale_the_groups_of_a_continuous_change():
     """What is applied after a real step is the last update times h - 1 and the gain, group by group."""
     corrector = Gains()
     adapter, batches, probes = clouds(optimizer=OptimizerSpec("sgd", 1e-3))
-    engine, _ = build(adapter, configure(), Credit(), None, probes, corrector=corrector)
+    engine, _ = build(adapter, configure(), Credit(CreditConfig(patience=0)), None, probes, corrector=corrector)
     applied = []
     inner = adapter.apply_delta
 
