@@ -36,6 +36,7 @@ _STATE = (
     "_examples",
     "_point",
     "_older",
+    "_rate",
     "_pace",
     "_previous",
     "_unproven",
@@ -206,6 +207,7 @@ class TrialKeeper:
         self._examples = 0
         self._point: Point | None = None
         self._older: Point | None = None
+        self._rate: NDArray[np.float64] | None = None
         self._pace: tuple[NDArray[np.float64], float] | None = None
         self._previous: Trial | None = None
         self._unproven = 0.0
@@ -512,11 +514,12 @@ class TrialKeeper:
             if before is not None:
                 pace = previous.predicted / max(previous.real_steps, 1) if previous is not None else 0.0
                 earlier = Point(self.probe(before[0]), progress - before[1], predicted - pace * before[1])
-        rate = None
         if earlier is not None:
             steps = progress - earlier.progress + max(0.0, predicted - earlier.covered)
-            rate = (losses - earlier.losses) / steps
-        return Reference(losses, rate, cost - age), progress
+            self._rate = (losses - earlier.losses) / steps
+        # Where there is no slope of now, an older one asks for more than now can be: sooner that than none,
+        # which would credit the jump with what the steps did. A controller can wait (`knows_curve`).
+        return Reference(losses, self._rate, cost - age), progress
 
 
 def _same(one: float, other: float) -> bool:
