@@ -68,7 +68,7 @@ def record(folder):
     return [{k: v for k, v in line.items() if k not in CLOCK} for line in lines]
 
 
-class Stop(Exception):
+class Stop(BaseException):
     pass
 
 
