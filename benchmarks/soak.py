@@ -72,7 +72,7 @@ class Sample:
     children: int
 
 
-class StopError(Exception):
+class StopError(BaseException):
     """Ends a run in the middle of a batch."""
 
 
