@@ -18,6 +18,7 @@ from hybridcore.errors import AdapterNotFoundError, TaskError
 from hybridcore.frameworks import detect_framework
 from hybridcore.plugins import load_framework, load_registry
 from hybridcore.protocols import Framework, OptimizerSpec, Problem
+from hybridcore.tasks.precision import in_float64
 from hybridcore_tensorflow.framework import FRAMEWORK
 
 
@@ -122,7 +123,9 @@ def test_analytic_tasks_follow_the_numpy_adapter_in_float64(task, optimizer):
     cls = load_registry().get("task", task)
     options = {"size": 10, "noise": 0.5} if task == "quadratic" else {}
     made = cls.Config(optimizer=optimizer, **options)
-    runs = [load_framework(name).build(cls(made).problem(0), "cpu") for name in ("numpy", "tensorflow")]
+    problems = [in_float64(cls(made).problem(0)) for _ in range(2)]
+    names = ("numpy", "tensorflow")
+    runs = [load_framework(n).build(p, "cpu") for n, p in zip(names, problems, strict=True)]
     for _ in range(10):
         one, two = (run.adapter.train_step(next(run.batches)) for run in runs)
         assert two.loss == pytest.approx(one.loss, rel=1e-11)
