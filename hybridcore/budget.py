@@ -7,7 +7,10 @@ from typing import Any
 
 from hybridcore.config import BudgetConfig
 
-__all__ = ["Budget"]
+__all__ = ["OVERSPENT", "Budget"]
+
+OVERSPENT = "the overhead budget is spent"
+"""Why nothing is predicted while `Budget.allows` says no."""
 
 
 class Budget:

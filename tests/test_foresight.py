@@ -111,7 +111,7 @@ def test_f5_a_model_that_was_never_trained_has_no_say(controller):
             foresight, predictor, rate=0.001, dynamics={"share": 0.0}, model=model or Linear()
         )
         if model is None:
-            built.foresight = None
+            built.participants.foresight = None
         drive(built, 200, batches)
         assert recorder.named("jump")
         traces.append(recorder.trace())

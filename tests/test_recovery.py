@@ -274,7 +274,7 @@ def test_f40_a_trial_that_is_undone_after_the_rate_changed_keeps_the_new_rate():
     )
     drive(engine, 12)
     engine.rates.set("recovery", 0.5)
-    engine._fail_trial("test", None)
+    engine._judge.fail("test")
     assert engine.adapter.learning_rate == 0.005
 
 

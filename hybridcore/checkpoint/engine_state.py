@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Moment", "engine_state", "load_engine_state", "load_model", "model_state"]
 
-_OWN = ("_normalised", "_awake_since", "_idle")
+_VIEW, _REST = ("normalised",), ("awake_since", "idle")
 
 
 @attrs.frozen(eq=False)
@@ -64,7 +64,7 @@ def engine_state(engine: Engine) -> dict[str, Any]:
         "leaps": engine._leaps.state_dict(),
         "corrections": engine.corrections.state_dict(),
         "recovery": engine.recovery.state_dict(),
-        "engine": take(engine, _OWN),
+        "engine": take(engine.view, _VIEW) | take(engine.rest, _REST),
     }
     for name, part in optional.items():
         whole = getattr(part, "whole_state", None) or getattr(part, "state_dict", None)
@@ -100,7 +100,8 @@ def load_engine_state(engine: Engine, state: Mapping[str, Any]) -> None:
     engine._leaps.load_state_dict(state["leaps"])
     engine.corrections.load_state_dict(state["corrections"])
     engine.recovery.load_state_dict(state["recovery"])
-    put(engine, _OWN, state["engine"])
+    put(engine.view, _VIEW, state["engine"])
+    put(engine.rest, _REST, state["engine"])
     if engine.reach is not None:
         engine.reach.load_whole_state(state["reach"])
     if engine.average is not None:
