@@ -22,7 +22,8 @@ from hybridcore.errors import MetricsError
 from hybridcore.events import Listener
 from hybridcore.metrics import plain_json
 from hybridcore.records import RunRecord, loss_gap, read_run, speedup
-from hybridcore.runner import require_unused, run_task, train, write_json
+from hybridcore.runfiles import require_unused, write_json
+from hybridcore.runner import run_task, train
 from hybridcore.tuning import CANDIDATES, tune
 
 if TYPE_CHECKING:

@@ -24,7 +24,8 @@ from hybridcore.config import HybridConfig
 from hybridcore.configfile import apply_overrides, config_to_dict, parse_value, set_value
 from hybridcore.errors import ConfigError, ConfigProblem, DivergenceError
 from hybridcore.events import Listener
-from hybridcore.runner import run_task, write_json
+from hybridcore.runfiles import write_json
+from hybridcore.runner import run_task
 
 if TYPE_CHECKING:
     from hybridcore.plugins import Registry

@@ -13,7 +13,8 @@ from hybridcore.arms import base_rate, scale_rate
 from hybridcore.config import HybridConfig
 from hybridcore.events import Listener
 from hybridcore.records import Evaluation
-from hybridcore.runner import RunResult, train, write_json
+from hybridcore.runfiles import write_json
+from hybridcore.runner import RunResult, train
 
 if TYPE_CHECKING:
     from hybridcore.plugins import Registry

@@ -11,7 +11,7 @@ from rich.table import Table
 from hybridcore.cli.common import output
 from hybridcore.parity import Parity, parities
 from hybridcore.records import read_run
-from hybridcore.runner import write_json
+from hybridcore.runfiles import write_json
 
 __all__ = ["compare_runs"]
 

@@ -19,7 +19,8 @@ from hybridcore.cli.progress import Progress
 from hybridcore.injection import parse_faults
 from hybridcore.records import read_run
 from hybridcore.report.table import summary_table
-from hybridcore.runner import require_unused, run_task
+from hybridcore.runfiles import require_unused
+from hybridcore.runner import run_task
 
 __all__ = ["run"]
 

@@ -9,7 +9,7 @@ import attrs
 from hybridcore.compare import Comparison
 from hybridcore.report.figure import phase_spans
 from hybridcore.report.overhead import overheads
-from hybridcore.runner import write_json
+from hybridcore.runfiles import write_json
 
 __all__ = ["save_data"]
 
