@@ -129,8 +129,7 @@ class Leaps:
         Raises:
             PluginError: There is no such predictor.
         """
-        predictor = self._predictors.get(name)
-        if predictor is None:
+        if name not in self._predictors:
             raise PluginError(
                 "the controller asks for a predictor that the engine does not have",
                 where="controller",
@@ -147,7 +146,7 @@ class Leaps:
             tentative = self._config.probe.tentative and self._config.phases.predict_mode == "jump"
             if tentative and action.judge == "probe" and not action.continuous:
                 trial.before = self._trials.probe(None)
-        jump, refusal = self._limited(predictor, name, action.horizon)
+        jump, refusal = self._limited(name, action.horizon)
         if jump is None:
             if opened:
                 self._trials.close()
@@ -293,7 +292,7 @@ class Leaps:
         self.pending, self._limiter.weight_norms = state["pending"], dict(state["norms"])
         self._strikes = dict(state.get("strikes", {}))
 
-    def _limited(self, predictor: Predictor, name: str, horizon: float) -> tuple[Jump | None, str]:
+    def _limited(self, name: str, horizon: float) -> tuple[Jump | None, str]:
         """The predictor's change within all limits, or None and why there is none."""
         if not self.ready(name):
             return None, f"predictor {name!r} is not ready"

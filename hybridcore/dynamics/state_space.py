@@ -251,11 +251,9 @@ class StateSpace:
                 posterior = (post_kept, q, state, objective.reconstruction / rows * miss, dq, dp)
                 so_far = None
             trail.append(Tick(kept[0], kept[1], kept[2], kept[3], posterior, z_in, closed))
-        return total, self._backward(p, trail, heads, first, context, objective.bptt)
+        return total, self._backward(p, trail, heads, first, objective.bptt)
 
-    def _backward(
-        self, p: Arrays, trail: list[Tick], heads: list[Any], first: Any, context: int, bptt: int
-    ) -> Arrays:
+    def _backward(self, p: Arrays, trail: list[Tick], heads: list[Any], first: Any, bptt: int) -> Arrays:
         xp, d = self.xp, self.sizes.deterministic
         grads: Arrays = {}
 

@@ -93,16 +93,11 @@ class NumpyBridge:
 
 
 class CupyBridge:
-    """CuPy on the GPU that holds the model; memory is shared through DLPack for reading only.
+    """CuPy on the GPU that holds the model; memory is shared through DLPack for reading only."""
 
-    Args:
-        device: TensorFlow's name of the GPU.
-    """
-
-    def __init__(self, device: str) -> None:
+    def __init__(self) -> None:
         self._cupy = import_module("cupy")
         self.xp: ModuleType = import_module("array_api_compat.cupy")
-        self._device = device
 
     def view(self, tensor: Any) -> Any:
         """Array over the tensor's memory."""
@@ -139,7 +134,7 @@ def bridge_for(device: str) -> ArrayBridge:
     if not device.startswith("gpu"):
         return NumpyBridge()
     try:
-        return CupyBridge(device)
+        return CupyBridge()
     except ImportError:
         logger.warning(
             "CuPy is not installed: weights of a GPU model pass through the host's memory at every look; "

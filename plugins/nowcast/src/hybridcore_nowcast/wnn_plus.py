@@ -97,7 +97,6 @@ class WnnPlus:
             )
         self.snapshots = int(widths[0][1])
         self.furthest = float(widths[-1][0])
-        self._arrays = dict(arrays)
         self._constants = Constants({k: np.asarray(v, dtype=np.float64) for k, v in arrays.items()})
 
     def bind(
