@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 import time
 import traceback
 from collections.abc import Callable
@@ -98,25 +97,8 @@ def cases(kernels: CupyKernels, vectors: list[Buckets]) -> dict[str, Callable[[]
         return max(gap(step, d, scale), gap(only, d, scale), gap(sums, expected, max(expected[:2])))
 
     def run_norms() -> float:
-        expected = [float(w.norm()) for _, w, _ in parts]
-        return gap(kernels.run_norms(a, runs, xp), expected, max(expected))
-
-    def apply_jump() -> float:
-        worst = 0.0
-        for cap in (0.05, 1e9):
-            scales = {G.MATRIX: 0.5, G.NORM: -2.0}
-            new, used = kernels.apply_jump(a, b, runs, scales, cap, xp)
-            whole, right = math.sqrt(xx), {}
-            for g in used:
-                size = math.sqrt(sum(float(w @ w) for k, w, _ in parts if k is g))
-                length = math.sqrt(sum(float(d @ d) for k, _, d in parts if k is g))
-                factor = scales.get(g, 1.0)
-                limit, moved = cap * max(size, 0.01 * whole), abs(factor) * length
-                right[g] = factor * (limit / moved if moved > limit else 1.0)
-                worst = max(worst, gap([used[g]], [right[g]], max(abs(right[g]), 1e-30)))
-            expected = torch.cat([w + right[g] * d for g, w, d in parts])
-            worst = max(worst, gap(new, expected, biggest(expected)))
-        return worst
+        expected = [[float(part[k].norm()) for part in parts] for k in (1, 2)]
+        return gap(kernels.run_norms([a, b], runs, xp), expected, max(map(max, expected)))
 
     def encode() -> float:
         """0 where all codes equal the reference's bit for bit; the bounds are checked too."""
@@ -144,7 +126,7 @@ def cases(kernels: CupyKernels, vectors: list[Buckets]) -> dict[str, Callable[[]
             worst = max(worst, gap(kernels.decode(coded, xp), wide(REFERENCE.decode(coded, xp)), 1.0))
         return worst
 
-    own = (products, distance, gram, combine, window_mean, displace, run_norms, apply_jump, encode, decode)
+    own = (products, distance, gram, combine, window_mean, displace, run_norms, encode, decode)
     return {case.__name__: case for case in own}
 
 
@@ -177,7 +159,7 @@ def waiting(failures: list[Any]) -> dict[str, bool]:
     """Whether an operation that gives arrays returns while the device is still busy with older work."""
     kernels, found = CupyKernels(), {}
     sample = Sample.make(xp, torch.zeros(1, device="cuda"), 1 << 20)
-    for name in ("combine", "window_mean", "encode", "decode", "compress", "rollout"):
+    for name in ("combine", "window_mean", "encode", "decode", "compress"):
         try:
             sample.calls[name](kernels)
             torch.cuda.synchronize()
@@ -250,83 +232,6 @@ def falling_back(failures: list[Any]) -> bool:
     return sound
 
 
-def single_steps(kernels: CupyKernels, parts: list[Any], state: list[Any], horizon: int) -> float:
-    """Largest relative error of one step of the kernel from each state of the path in float64."""
-    from hybridcore.protocols import Ensemble
-
-    exact, there = Ensemble(*[p.double() for p in parts]), Ensemble(*[p.cuda() for p in parts])
-    hidden, actions, output = (s.double() for s in state)
-    worst = 0.0
-    for index in range(horizon):
-        action = actions[index : index + 1]
-        start = hidden.float().cuda(), action.float().cuda(), output.float().cuda()
-        got, ended = kernels.rollout(there, *start, xp)
-        rounded = hidden.float().double(), action.float().double(), output.float().double()
-        right, last = REFERENCE.rollout(exact, *rounded, xp)
-        for one, two in ((got, right), (ended, last)):
-            worst = max(worst, float((one.cpu().double() - two).abs().max() / two.abs().max()))
-        outputs, hidden = REFERENCE.rollout(exact, hidden, action, output, xp)
-        output = outputs[0]
-    return worst
-
-
-def rollouts(failures: list[Any]) -> list[dict[str, Any]]:
-    """Ensembles on the GPU against float64 on the CPU, and times (F70).
-
-    Weights of deviation ``1 / sqrt(hidden)`` let rounding fade; 0.2 is chaotic for wide states and long
-    horizons: there float32 itself leaves the exact path, PyTorch's on one processor further than on the
-    other. What can be asked is the single step: from each state of the exact path, one step of the kernel
-    must end where one in float64 does. How far whole paths part is shown beside it.
-    """
-    from hybridcore.protocols import Ensemble
-
-    kernels, rows_ = CupyKernels(), []
-    print("rollout: members x horizon x hidden, weights; error of a step, of the path, torch GPU, CPU; us")
-    cases = [(m, t, h, 0.2) for m, t, h in ((1, 20, 64), (5, 20, 64), (5, 20, 256), (8, 80, 256))]
-    cases += [(5, 20, 256, 256**-0.5), (8, 80, 256, 256**-0.5)]
-    for members, horizon, width, deviation in cases:
-        g = torch.Generator().manual_seed(0)
-        shapes = ((6, 3 * width), (width, 3 * width), (3 * width,), (3 * width,), (width, 4), (4,))
-        parts = [torch.randn(members, *s, generator=g) * deviation for s in shapes]
-        state = [torch.randn(members, 1, width, generator=g), torch.randn(horizon, 1, 2, generator=g)]
-        state.append(torch.randn(members, 1, 4, generator=g))
-        right = REFERENCE.rollout(Ensemble(*[p.double() for p in parts]), *[s.double() for s in state], xp)[0]
-        there = Ensemble(*[p.cuda() for p in parts]), *[s.cuda() for s in state]
-        calls: dict[str, Callable[[], Any]] = {
-            "kernel": lambda args=there: kernels.rollout(*args, xp),
-            "gpu": lambda args=there: REFERENCE.rollout(*args, xp),
-            "cpu": lambda p=parts, s=state: REFERENCE.rollout(Ensemble(*p), *s, xp),
-        }
-        row: dict[str, Any] = {"members": members, "horizon": horizon, "hidden": width, "weights": deviation}
-        try:
-            row["step_error"] = single_steps(kernels, parts, state, horizon)
-            for name, call in calls.items():
-                gap = call()[0].cpu().double() - right
-                row[f"{name}_error"] = float(gap.abs().max() / right.abs().max())
-                taken = []
-                for _ in range(8):
-                    torch.cuda.synchronize()
-                    started = time.perf_counter()
-                    call()
-                    torch.cuda.synchronize()
-                    taken.append(1e6 * (time.perf_counter() - started))
-                row[f"{name}_us"] = sorted(taken)[3]
-            rows_.append(row)
-            print(
-                f"  {members} x {horizon} x {width:<4} {deviation:.3f}  "
-                f"{row['step_error']:.1e} {row['kernel_error']:.1e}  "
-                f"{row['gpu_error']:.1e} {row['cpu_error']:.1e} {row['kernel_us']:9.0f} "
-                f"{row['gpu_us']:9.0f} {row['cpu_us']:9.0f}",
-                flush=True,
-            )
-            fades = deviation < 0.1 or width * horizon < 256 * 80
-            if not (row["step_error"] <= 1e-6 and (row["kernel_error"] <= 1e-5 or not fades)):
-                failures.append({"where": "rollout", "traceback": f"too far from float64: {row}"})
-        except Exception:
-            failures.append({"where": f"rollout {members}", "traceback": traceback.format_exc()})
-    return rows_
-
-
 def run(deadline: float, quick: bool, failures: list[Any]) -> dict[str, Any]:
     result: dict[str, Any] = {}
     jobs: dict[str, Callable[[], Any]] = {
@@ -335,7 +240,6 @@ def run(deadline: float, quick: bool, failures: list[Any]) -> dict[str, Any]:
         "own_stream": own_stream,
         "memory": lambda: memory(quick, failures),
         "fall_back": lambda: falling_back(failures),
-        "rollouts": lambda: rollouts(failures),
     }
     for name, job in jobs.items():
         if time.monotonic() > deadline:

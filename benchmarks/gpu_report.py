@@ -32,21 +32,6 @@ def streams(found: dict[str, Any]) -> list[str]:
     return lines
 
 
-def rollouts(rows: list[dict[str, Any]]) -> list[str]:
-    """Error against float64 and time, beside PyTorch's on both processors."""
-    lines = [
-        "| members x horizon x hidden | weights | step error | of the path: kernel, torch GPU, torch CPU "
-        "| µs: kernel | torch GPU | torch CPU |",
-        "|---|---|---|---|---|---|---|",
-    ]
-    for r in rows:
-        errors = ", ".join(f"{r[f'{name}_error']:.0e}" for name in ("kernel", "gpu", "cpu"))
-        times = " | ".join(f"{r[f'{name}_us']:,.0f}" for name in ("kernel", "gpu", "cpu"))
-        size = f"{r['members']} x {r['horizon']} x {r['hidden']}"
-        lines.append(f"| {size} | {r['weights']:.3g} | {r['step_error']:.0e} | {errors} | {times} |")
-    return lines
-
-
 def training(found: dict[str, Any]) -> list[str]:
     """Time per step over the plain loop's, and the engine's own time without a step."""
     parts = ("steps 1 to 50", "steps 51 to 200", "first 200 steps", "settled")
@@ -94,8 +79,6 @@ def main() -> int:
     if "streams" in results:
         print(f"\nCopy: {results['streams']['copy_gb_s']:.0f} GB/s read and written.\n")
         print("\n".join(streams(results["streams"])))
-    if "checks" in results:
-        print("\n" + "\n".join(rollouts(results["checks"]["rollouts"])))
     if "modes" in results:
         print("\n" + "\n".join(modes(results["modes"])))
     if "frameworks" in results:

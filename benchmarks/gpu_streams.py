@@ -8,12 +8,13 @@ from collections.abc import Callable
 from typing import Any
 
 import array_api_compat.torch as xp
+import numpy as np
 import torch
 
 from hybridcore.kernels import REFERENCE
 from hybridcore.layout import ParamGroup
 from hybridcore_cupy import CupyKernels
-from hybridcore_cupy.passes import Pass
+from hybridcore_cupy.scratch import Scratch
 
 SIZES = {"1M": 1_000_000, "10M": 10_000_000, "124M": 124_000_000}
 G = ParamGroup
@@ -61,17 +62,20 @@ class Operation:
         kernel: Through a kernel set.
         plain: The Array API expressions on tensors, results left on the device.
         fused: The function that `torch.compile` or `torch._foreach` gets.
+        prepare: Called once per set of arrays, before any clock runs.
     """
 
-    def __init__(self, arrays: int, nbytes: float, kernel: Any, plain: Any, fused: Any = None) -> None:
-        self.arrays, self.nbytes = arrays, nbytes
+    def __init__(
+        self, arrays: int, nbytes: float, kernel: Any, plain: Any, fused: Any = None, prepare: Any = None
+    ) -> None:
+        self.arrays, self.nbytes, self.prepare = arrays, nbytes, prepare
         self.kernel, self.plain, self.fused = kernel, plain, fused
 
 
 def operations(n: int) -> dict[str, Operation]:
     cut = n - n // 100
     runs = [(G.MATRIX, 0, slice(0, cut)), (G.BIAS, 0, slice(cut, n))]
-    scales, w = {G.MATRIX: 0.5, G.BIAS: 2.0}, [0.5, -1.25, 2.0, 0.1, -0.3]
+    w = [0.5, -1.25, 2.0, 0.1, -0.3]
 
     def gram(t: Tensors) -> Tensors:
         return [torch.dot(t[i], t[j]) for i in range(len(t)) for j in range(i + 1)]
@@ -93,15 +97,6 @@ def operations(n: int) -> dict[str, Operation]:
         d = t[0] - t[1]
         return [d, (d * d).sum(), (t[2] * t[2]).sum(), (d * t[2]).sum()]
 
-    def jump(t: Tensors) -> torch.Tensor:
-        parts, squares = [], [[t[k][s].square().sum() for _, _, s in runs] for k in (0, 1)]
-        whole = (squares[0][0] + squares[0][1]).sqrt()
-        for index, (g, _, s) in enumerate(runs):
-            limit = 0.8 * torch.maximum(squares[0][index].sqrt(), 0.01 * whole)
-            moved = abs(scales[g]) * squares[1][index].sqrt()
-            parts.append(t[0][s] + t[1][s] * (scales[g] * torch.clamp(limit / moved, max=1.0)))
-        return torch.cat(parts)
-
     def plain_products(t: Tensors) -> Tensors:
         return [torch.matmul(t[0], t[0]), torch.matmul(t[1], t[1]), torch.matmul(t[0], t[1])]
 
@@ -117,13 +112,19 @@ def operations(n: int) -> dict[str, Operation]:
         scale = blocks.abs().amax(1, keepdim=True) / 127.0
         return [(blocks / scale + torch.rand_like(blocks)).floor().to(torch.int8), scale]
 
-    coded: dict[str, Any] = {}
+    def decode(dtype: str) -> tuple[Any, Any, Any]:
+        """Encoding ahead of the clock, through a kernel set, plain."""
+        coded: dict[int, Any] = {}
 
-    def codes(k: Any, t: Tensors, dtype: str) -> Any:
-        key = dtype + str(t[0].data_ptr())
-        if key not in coded:
-            coded[key] = REFERENCE.encode((t[0],), dtype, 1, xp)
-        return k.decode(coded[key], xp)
+        def prepare(t: Tensors) -> None:
+            coded[t[0].data_ptr()] = REFERENCE.encode((t[0],), dtype, 1, xp)
+
+        def through(k: Any, t: Tensors) -> Any:
+            return k.decode(coded[t[0].data_ptr()], xp)
+
+        return prepare, through, lambda t: through(REFERENCE, t)
+
+    from_bfloat16, from_int8 = decode("bfloat16"), decode("int8")
 
     def b(x: torch.Tensor) -> tuple[torch.Tensor, ...]:
         return (x,)
@@ -158,12 +159,9 @@ def operations(n: int) -> dict[str, Operation]:
         "run norms": Operation(
             1,
             4,
-            lambda k, t: k.run_norms(b(t[0]), runs, xp),
+            lambda k, t: k.run_norms([b(t[0])], runs, xp),
             lambda t: [torch.linalg.vector_norm(t[0][s]) for _, _, s in runs],
             lambda t: torch._foreach_norm([t[0][s] for _, _, s in runs]),
-        ),
-        "jump, capped": Operation(
-            2, 20, lambda k, t: k.apply_jump(b(t[0]), b(t[1]), runs, scales, 0.8, xp), jump, jump
         ),
         "to bf16": Operation(
             1,
@@ -172,15 +170,11 @@ def operations(n: int) -> dict[str, Operation]:
             lambda t: t[0].to(torch.bfloat16),
             lambda t: t[0].to(torch.bfloat16),
         ),
-        "from bf16": Operation(
-            1, 6, lambda k, t: codes(k, t, "bfloat16"), lambda t: codes(REFERENCE, t, "bfloat16")
-        ),
+        "from bf16": Operation(1, 6, from_bfloat16[1], from_bfloat16[2], prepare=from_bfloat16[0]),
         "to int8": Operation(
             1, 5 + 4 / 256, lambda k, t: k.encode(b(t[0]), "int8", 1, xp), to_int8, fused_int8
         ),
-        "from int8": Operation(
-            1, 5 + 4 / 256, lambda k, t: codes(k, t, "int8"), lambda t: codes(REFERENCE, t, "int8")
-        ),
+        "from int8": Operation(1, 5 + 4 / 256, from_int8[1], from_int8[2], prepare=from_int8[0]),
     }
 
 
@@ -196,19 +190,17 @@ def one(name: str, operation: Operation, n: int, deadline: float) -> dict[str, A
     count = max(1, min(24, ROTATED_BYTES // (4 * n * operation.arrays)))
     sets = [[torch.randn(n, device="cuda") for _ in range(operation.arrays)] for _ in range(count)]
     repeats = 40 if n < 5e7 else 12
-    kernels, read = CupyKernels(), Pass.numbers
+    for chosen in sets if operation.prepare is not None else []:
+        operation.prepare(chosen)
+    kernels, read = CupyKernels(), Scratch.numbers
     row: dict[str, Any] = {"operation": name}
     row["call_us"] = 1e6 * call_seconds(lambda t: operation.kernel(kernels, t), sets)
     row["reference_call_us"] = 1e6 * call_seconds(lambda t: operation.kernel(REFERENCE, t), sets)
-    from hybridcore_cupy.arrays import TorchArrays
-
-    numbers = TorchArrays.numbers
     try:  # the device's own time: nothing is read back
-        Pass.numbers = lambda self: [1.0] * self.sums  # type: ignore[method-assign]
-        TorchArrays.numbers = lambda self, array: [1.0] * len(array)  # type: ignore[method-assign]
+        Scratch.numbers = lambda self, arrays, count: np.ones(count)  # type: ignore[method-assign]
         seconds = device_seconds(lambda t: operation.kernel(kernels, t), sets, repeats)
     finally:
-        Pass.numbers, TorchArrays.numbers = read, numbers  # type: ignore[method-assign]
+        Scratch.numbers = read  # type: ignore[method-assign]
     row["gb_s"] = operation.nbytes * n / seconds / 1e9
     row["plain"] = device_seconds(operation.plain, sets, repeats) / seconds
     if operation.fused is not None and time.monotonic() < deadline:

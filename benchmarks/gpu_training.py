@@ -208,7 +208,7 @@ def jumps(adapter: TorchAdapter, sets: dict[str, ChosenKernels]) -> dict[str, fl
             steps = differences(means)
             kernels.gram(steps, xp)
             moved = kernels.combine(steps, [0.1, 0.2, 0.3, 0.4], xp)
-            kernels.run_norms(moved, adapter.layout.group_slices(), xp)
+            kernels.run_norms([moved], adapter.layout.group_slices(), xp)
             torch.cuda.synchronize()
             taken.append(time.perf_counter() - started)
         found[name] = round(1e3 * sorted(taken)[2], 3)

@@ -57,7 +57,8 @@ class JumpLimiter:
         kernels: Who takes the norms.
 
     Attributes:
-        weight_norms: Norm of the weights by group, as measured last.
+        weight_norms: Norm of the weights by group, as the last trial's first change found them; empty before
+            it, and after `forget_weights`.
         kinds: Type, dtype and device of each bucket of weights, as measured last.
     """
 
@@ -75,11 +76,9 @@ class JumpLimiter:
         self.weight_norms: dict[ParamGroup, float] = {}
         self.kinds: tuple[BucketKind, ...] = ()
 
-    def measure_weights(self, adapter: Adapter) -> None:
-        """Note the norms of the weights, which caps are relative to."""
-        weights = adapter.read_params()
-        self.note_kinds(weights)
-        self.weight_norms = self._norms(weights)
+    def forget_weights(self) -> None:
+        """A trial opens: the next change is held against the weights as they are then."""
+        self.weight_norms = {}
 
     def note_kinds(self, weights: Buckets) -> tuple[BucketKind, ...]:
         """Note, and give, what the weights' buckets are made of."""
@@ -114,9 +113,7 @@ class JumpLimiter:
                 expected="confidence in [0, 1] and a finite horizon",
                 fix="correct the predictor",
             )
-        if not self.weight_norms:
-            self.measure_weights(adapter)
-        lengths = self._norms(prediction.deltas)
+        lengths = self._measure(prediction.deltas, adapter)
         if not all(map(math.isfinite, lengths.values())) or not math.isfinite(prediction.scale):
             raise DeltaError(
                 "a predicted change is not finite",
@@ -171,9 +168,20 @@ class JumpLimiter:
             prediction.horizon,
         )
 
-    def _norms(self, buckets: Buckets) -> dict[ParamGroup, float]:
-        squares: dict[ParamGroup, float] = {}
-        lengths = self._kernels.run_norms(buckets, self._slices, self._xp)
-        for (group, _, _), length in zip(self._slices, lengths, strict=True):
-            squares[group] = squares.get(group, 0.0) + length * length
-        return {g: math.sqrt(s) for g, s in squares.items()}
+    def _measure(self, deltas: Buckets, adapter: Adapter) -> dict[ParamGroup, float]:
+        """Norms of the change by group, and of the weights where they are not known: waited for together."""
+        if self.weight_norms:
+            return self._norms([deltas])[0]
+        weights = adapter.read_params()
+        self.note_kinds(weights)
+        self.weight_norms, lengths = self._norms([weights, deltas])
+        return lengths
+
+    def _norms(self, sets: list[Buckets]) -> list[dict[ParamGroup, float]]:
+        by_group = []
+        for lengths in self._kernels.run_norms(sets, self._slices, self._xp):
+            squares: dict[ParamGroup, float] = {}
+            for (group, _, _), length in zip(self._slices, lengths, strict=True):
+                squares[group] = squares.get(group, 0.0) + length * length
+            by_group.append({g: math.sqrt(s) for g, s in squares.items()})
+        return by_group

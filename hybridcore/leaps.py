@@ -142,7 +142,7 @@ class Leaps:
             trial = self._trials.open(action, counts.real_steps, counts.cost, counts.predicted_steps)
             trial.predictor = name
             self._history.average(action.averaged)
-            self._limiter.measure_weights(self._adapter)
+            self._limiter.forget_weights()
             tentative = self._config.probe.tentative and self._config.phases.predict_mode == "jump"
             if tentative and action.judge == "probe" and not action.continuous:
                 trial.before = self._trials.probe(None)

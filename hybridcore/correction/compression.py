@@ -13,11 +13,15 @@ import numpy as np
 from array_api_compat import to_device
 from numpy.typing import NDArray
 
+from hybridcore.kernels.host import to_numbers
+from hybridcore.kernels.lowrank import OVERSAMPLING
+from hybridcore.kernels.reference import REFERENCE
 from hybridcore.layout import Array, Buckets, ParamLayout
+from hybridcore.protocols import KernelSet
 
 __all__ = ["CompressedBuckets", "LowRank", "compress_buckets", "low_rank"]
 
-_OVERSAMPLE = 8
+POWER_ITERATIONS = 2
 _TINY = 1e-30
 _DL_CPU = 1
 
@@ -50,14 +54,18 @@ class LowRank:
 
 
 def low_rank(
-    matrix: Array, rank: int, xp: ModuleType, rng: np.random.Generator, *, power_iterations: int = 2
+    matrix: Array,
+    rank: int,
+    xp: ModuleType,
+    rng: np.random.Generator,
+    *,
+    power_iterations: int = POWER_ITERATIONS,
+    kernels: KernelSet = REFERENCE,
 ) -> LowRank:
     """Nearly the best rank-r approximation of a matrix, without its full SVD.
 
-    Halko, Martinsson and Tropp, "Finding structure with randomness" (SIAM Review 2011): the range of A is
-    found from ``Y = (A A^T)^q A G`` with a Gaussian G of r + 8 columns (algorithm 4.4, QR after every
-    product), then ``B = Q^T A`` is small and its SVD is cut to rank r (algorithm 5.1). With q power
-    iterations the expected error lies within ``(1 + eps)`` of the optimal one, where eps falls
+    The range finder of `hybridcore.kernels.lowrank.compress` with a test matrix of r + 8 columns. With q
+    power iterations the expected error lies within ``(1 + eps)`` of the optimal one, where eps falls
     geometrically in q (theorem 10.7 and section 10.4). PowerSGD (Vogels et al., NeurIPS 2019) is the case
     q = 0 with a warm start.
 
@@ -67,6 +75,7 @@ def low_rank(
         xp: Array namespace of the matrix.
         rng: Draws G.
         power_iterations: q.
+        kernels: Who finds the factors.
 
     Returns:
         The factors; the error is measured, not estimated.
@@ -78,21 +87,23 @@ def low_rank(
         >>> found.nbytes, found.error < 1e-5
         (20, True)
     """
+    left, right, norms = _factored(matrix, rank, xp, rng, power_iterations, kernels)
+    error, norm = to_numbers(norms, xp)
+    return LowRank(left, right, error, norm)
+
+
+def _factored(
+    matrix: Array, rank: int, xp: ModuleType, rng: np.random.Generator, iterations: int, kernels: KernelSet
+) -> tuple[Array, Array, list[Array]]:
+    """Factors, and the norms of what is missing and of the matrix, still on the device."""
     m, n = (int(s) for s in matrix.shape)
     rank = max(1, min(rank, m, n))
-    columns = min(rank + _OVERSAMPLE, m, n)
+    columns = min(rank + OVERSAMPLING, m, n)
     sketch = rng.standard_normal((n, columns)).astype(np.float32)
     gaussian = xp.asarray(sketch, dtype=matrix.dtype, device=matrix.device)
-    transposed = xp.matrix_transpose(matrix)
-    basis = xp.linalg.qr(xp.matmul(matrix, gaussian))[0]
-    for _ in range(power_iterations):
-        other = xp.linalg.qr(xp.matmul(transposed, basis))[0]
-        basis = xp.linalg.qr(xp.matmul(matrix, other))[0]
-    u, s, vt = xp.linalg.svd(xp.matmul(xp.matrix_transpose(basis), matrix), full_matrices=False)
-    left = xp.matmul(basis, u[:, :rank] * s[:rank])
-    right = vt[:rank, :]
-    error = float(xp.linalg.vector_norm(matrix - xp.matmul(left, right)))
-    return LowRank(left, right, error, float(xp.linalg.vector_norm(matrix)))
+    left, right = kernels.compress(matrix, rank, gaussian, iterations, xp)
+    missing = xp.linalg.vector_norm(matrix - xp.matmul(left, right))
+    return left, right, [missing, xp.linalg.vector_norm(matrix)]
 
 
 def _itemsize(array: Array) -> int:
@@ -162,7 +173,12 @@ class CompressedBuckets:
 
 
 def compress_buckets(
-    buckets: Buckets, layout: ParamLayout, rank: int, xp: ModuleType, rng: np.random.Generator
+    buckets: Buckets,
+    layout: ParamLayout,
+    rank: int,
+    xp: ModuleType,
+    rng: np.random.Generator,
+    kernels: KernelSet = REFERENCE,
 ) -> CompressedBuckets:
     """Compress weight-sized buckets parameter by parameter.
 
@@ -175,6 +191,7 @@ def compress_buckets(
         rank: Rank of each matrix.
         xp: Array namespace.
         rng: For `low_rank`.
+        kernels: Who finds the factors.
 
     Raises:
         DeltaError: Buckets do not fit the layout.
@@ -189,17 +206,28 @@ def compress_buckets(
     """
     layout.check(buckets)
     parts: list[tuple[int, LowRank | Array]] = []
-    squares = missing = 0.0
+    norms: list[Array] = []
     for p in layout.params:
         values = buckets[p.bucket][p.offset : p.stop]
         rows = p.shape[0] if len(p.shape) >= 2 else 1
         columns = p.size // max(rows, 1)
         if min(rows, columns) > 1 and rank * (rows + columns) < p.size:
-            found = low_rank(xp.reshape(values, (rows, columns)), rank, xp, rng)
-            parts.append((p.bucket, found))
-            squares += found.norm**2
-            missing += found.error**2
+            matrix = xp.reshape(values, (rows, columns))
+            left, right, found = _factored(matrix, rank, xp, rng, POWER_ITERATIONS, kernels)
+            parts.append((p.bucket, LowRank(left, right, math.nan, math.nan)))
+            norms += found
         else:
             parts.append((p.bucket, xp.asarray(values, copy=True)))
-            squares += float(xp.linalg.vector_norm(values)) ** 2
+            norms.append(xp.linalg.vector_norm(values))
+    # A device is waited for once, not twice per parameter.
+    numbers = iter(to_numbers(norms, xp) if norms else [])
+    squares = missing = 0.0
+    for index, (bucket, part) in enumerate(parts):
+        if isinstance(part, LowRank):
+            error, norm = next(numbers), next(numbers)
+            parts[index] = bucket, attrs.evolve(part, error=error, norm=norm)
+            missing += error**2
+        else:
+            norm = next(numbers)
+        squares += norm**2
     return CompressedBuckets(tuple(parts), layout.bucket_sizes, math.sqrt(missing), math.sqrt(squares))

@@ -282,7 +282,8 @@ class CorrectionKeeper:
         if realised != realised and not watched.continuous:
             realised = float(np.mean(watched.losses)) - watched.situation.loss
         rank = int(getattr(self.corrector, "rank", 0))
-        groups, weights = measure_displacement(watched, self._adapter, rank, self._rng, self._ranks)
+        kernels = self._history.kernels
+        groups, weights = measure_displacement(watched, self._adapter, rank, self._rng, self._ranks, kernels)
         self._learn(watched.situation, self._ranks.agreed(realised), groups, weights)
         if may_act and not watched.continuous:
             self._amend(watched)

@@ -10,8 +10,9 @@ import numpy as np
 from hybridcore.correction.compression import CompressedBuckets, compress_buckets
 from hybridcore.correction.displacement import compare_displacements, scale_groups
 from hybridcore.jumps import Jump
+from hybridcore.kernels.reference import REFERENCE
 from hybridcore.layout import Buckets, ParamGroup
-from hybridcore.protocols import Adapter, Correction, Prediction, Situation
+from hybridcore.protocols import Adapter, Correction, KernelSet, Prediction, Situation
 from hybridcore.ranks import Ranks
 from hybridcore.state import Statistics
 
@@ -71,7 +72,12 @@ def loss_curve(statistics: Statistics, since: int) -> tuple[float, float]:
 
 
 def measure_displacement(
-    watched: Measurement, adapter: Adapter, rank: int, rng: np.random.Generator, ranks: Ranks
+    watched: Measurement,
+    adapter: Adapter,
+    rank: int,
+    rng: np.random.Generator,
+    ranks: Ranks,
+    kernels: KernelSet = REFERENCE,
 ) -> tuple[dict[ParamGroup, tuple[float, float]], CompressedBuckets | None]:
     """Compare the displacement of the real steps with the predicted one, per step.
 
@@ -81,6 +87,7 @@ def measure_displacement(
         rank: Rank of the weight residual; 0 for none.
         rng: For the compression.
         ranks: Adds up what lies on several processes.
+        kernels: For the compression.
 
     Returns:
         Inner products per group, and what no gain explains in low rank; nothing where the weights after the
@@ -101,4 +108,4 @@ def measure_displacement(
     explained = {g: cross / square if square > 0.0 else 0.0 for g, (cross, square) in groups.items()}
     part = scale_groups(predicted, explained, layout, xp)
     rest = tuple(r - p for r, p in zip(realised, part, strict=True))
-    return groups, compress_buckets(rest, layout, rank, xp, rng).to_host()
+    return groups, compress_buckets(rest, layout, rank, xp, rng, kernels).to_host()

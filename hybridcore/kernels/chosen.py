@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 
 from hybridcore.errors import HybridCoreError
 from hybridcore.kernels.reference import REFERENCE
-from hybridcore.layout import Array, Buckets, ParamGroup
-from hybridcore.protocols import API_VERSION, EncodedBuckets, Ensemble, KernelSet, Runs
+from hybridcore.layout import Array, Buckets
+from hybridcore.protocols import API_VERSION, EncodedBuckets, KernelSet, Runs
 
 __all__ = ["OPERATIONS", "ChosenKernels", "KernelChoice"]
 
@@ -26,11 +26,9 @@ OPERATIONS = (
     "window_mean",
     "displace",
     "run_norms",
-    "apply_jump",
     "encode",
     "decode",
     "compress",
-    "rollout",
 )
 """Names of the operations of `hybridcore.protocols.KernelSet`."""
 
@@ -151,21 +149,9 @@ class ChosenKernels:
         """A displacement and its inner products with the one before."""
         return self._do("displace", lambda k: k.displace(newer, older, last, xp))
 
-    def run_norms(self, buckets: Buckets, runs: Runs, xp: ModuleType) -> list[float]:
-        """Euclidean norm of each run."""
-        return self._do("run_norms", lambda k: k.run_norms(buckets, runs, xp))
-
-    def apply_jump(
-        self,
-        weights: Buckets,
-        deltas: Buckets,
-        runs: Runs,
-        scales: Mapping[ParamGroup, float],
-        cap: float,
-        xp: ModuleType,
-    ) -> tuple[Buckets, dict[ParamGroup, float]]:
-        """Weights after a change with capped factors per group."""
-        return self._do("apply_jump", lambda k: k.apply_jump(weights, deltas, runs, scales, cap, xp))
+    def run_norms(self, sets: Sequence[Buckets], runs: Runs, xp: ModuleType) -> list[list[float]]:
+        """Euclidean norm of each run, a list for each set of buckets."""
+        return self._do("run_norms", lambda k: k.run_norms(sets, runs, xp))
 
     def encode(self, buckets: Buckets, dtype: str, seed: int, xp: ModuleType) -> EncodedBuckets:
         """Buckets in fewer bytes."""
@@ -175,12 +161,8 @@ class ChosenKernels:
         """Float32 buckets again."""
         return self._do("decode", lambda k: k.decode(encoded, xp))
 
-    def compress(self, matrix: Array, rank: int, seed: int, xp: ModuleType) -> tuple[Array, Array]:
-        """Low-rank factors of a matrix."""
-        return self._do("compress", lambda k: k.compress(matrix, rank, seed, xp))
-
-    def rollout(
-        self, ensemble: Ensemble, hidden: Array, actions: Array, output: Array, xp: ModuleType
+    def compress(
+        self, matrix: Array, rank: int, test: Array, iterations: int, xp: ModuleType
     ) -> tuple[Array, Array]:
-        """Closed-loop prediction by an ensemble."""
-        return self._do("rollout", lambda k: k.rollout(ensemble, hidden, actions, output, xp))
+        """Low-rank factors of a matrix."""
+        return self._do("compress", lambda k: k.compress(matrix, rank, test, iterations, xp))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from types import ModuleType
 from typing import ClassVar
 
@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 
 from hybridcore.errors import RankError
 from hybridcore.kernels.chosen import ChosenKernels
-from hybridcore.layout import Array, Buckets, ParamGroup
-from hybridcore.protocols import API_VERSION, EncodedBuckets, Ensemble, RankedAdapter, Runs
+from hybridcore.layout import Array, Buckets
+from hybridcore.protocols import API_VERSION, EncodedBuckets, RankedAdapter, Runs
 
 __all__ = ["RankedKernels"]
 
@@ -97,22 +97,11 @@ class RankedKernels:
         first, second, shared = self._sum(*found)
         return step, (first, second, shared)
 
-    def run_norms(self, buckets: Buckets, runs: Runs, xp: ModuleType) -> list[float]:
-        """Euclidean norm of each run."""
-        lengths = self._kernels.run_norms(buckets, runs, xp)
-        return [math.sqrt(s) for s in self._sum(*(n * n for n in lengths))]
-
-    def apply_jump(
-        self,
-        weights: Buckets,
-        deltas: Buckets,
-        runs: Runs,
-        scales: Mapping[ParamGroup, float],
-        cap: float,
-        xp: ModuleType,
-    ) -> tuple[Buckets, dict[ParamGroup, float]]:
-        """Weights after a change with capped factors per group; caps by the norms of this rank's part."""
-        return self._kernels.apply_jump(weights, deltas, runs, scales, cap, xp)
+    def run_norms(self, sets: Sequence[Buckets], runs: Runs, xp: ModuleType) -> list[list[float]]:
+        """Euclidean norm of each run, a list for each set of buckets."""
+        found = self._kernels.run_norms(sets, runs, xp)
+        norms = [math.sqrt(s) for s in self._sum(*(n * n for norms in found for n in norms))]
+        return [norms[i * len(runs) : (i + 1) * len(runs)] for i in range(len(sets))]
 
     def encode(self, buckets: Buckets, dtype: str, seed: int, xp: ModuleType) -> EncodedBuckets:
         """Buckets in fewer bytes."""
@@ -122,15 +111,11 @@ class RankedKernels:
         """Float32 buckets again."""
         return self._kernels.decode(encoded, xp)
 
-    def compress(self, matrix: Array, rank: int, seed: int, xp: ModuleType) -> tuple[Array, Array]:
-        """Low-rank factors of a matrix."""
-        return self._kernels.compress(matrix, rank, seed, xp)
-
-    def rollout(
-        self, ensemble: Ensemble, hidden: Array, actions: Array, output: Array, xp: ModuleType
+    def compress(
+        self, matrix: Array, rank: int, test: Array, iterations: int, xp: ModuleType
     ) -> tuple[Array, Array]:
-        """Closed-loop prediction by an ensemble."""
-        return self._kernels.rollout(ensemble, hidden, actions, output, xp)
+        """Low-rank factors of a matrix."""
+        return self._kernels.compress(matrix, rank, test, iterations, xp)
 
 
 def _alike(rows: NDArray[np.float64]) -> bool:

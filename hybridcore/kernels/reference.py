@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from itertools import accumulate
 from types import ModuleType
 from typing import ClassVar
@@ -11,10 +11,10 @@ from typing import ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from hybridcore.kernels import encoding, lowrank, recurrent
+from hybridcore.kernels import encoding, lowrank
 from hybridcore.kernels.host import to_numbers
-from hybridcore.layout import Array, Buckets, ParamGroup
-from hybridcore.protocols import API_VERSION, EncodedBuckets, Ensemble, Runs
+from hybridcore.layout import Array, Buckets
+from hybridcore.protocols import API_VERSION, EncodedBuckets, Runs
 
 __all__ = ["REFERENCE", "ReferenceKernels"]
 
@@ -81,35 +81,11 @@ class ReferenceKernels:
         step = tuple(a - b for a, b in zip(newer, older, strict=True))
         return step, None if last is None else self.products(step, last, xp)
 
-    def run_norms(self, buckets: Buckets, runs: Runs, xp: ModuleType) -> list[float]:
-        """Euclidean norm of each run."""
-        return to_numbers([xp.linalg.vector_norm(buckets[bucket][part]) for _, bucket, part in runs], xp)
-
-    def apply_jump(
-        self,
-        weights: Buckets,
-        deltas: Buckets,
-        runs: Runs,
-        scales: Mapping[ParamGroup, float],
-        cap: float,
-        xp: ModuleType,
-    ) -> tuple[Buckets, dict[ParamGroup, float]]:
-        """``weights + f_g * deltas`` and the factors; see `hybridcore.protocols.KernelSet.apply_jump`."""
-        sizes = _by_group(runs, self.run_norms(weights, runs, xp))
-        lengths = _by_group(runs, self.run_norms(deltas, runs, xp))
-        whole = math.sqrt(sum(s * s for s in sizes.values()))
-        factors = {}
-        for group, length in lengths.items():
-            factor = scales.get(group, 1.0)
-            limit = cap * max(sizes[group], 0.01 * whole)
-            moved = abs(factor) * length
-            factors[group] = factor * (limit / moved) if moved > limit else factor
-        if not (math.isfinite(whole) and all(map(math.isfinite, [*lengths.values(), *factors.values()]))):
-            return tuple(w + 0.0 for w in weights), dict.fromkeys(factors, math.nan)
-        parts: list[list[Array]] = [[] for _ in weights]
-        for group, bucket, part in runs:
-            parts[bucket].append(weights[bucket][part] + deltas[bucket][part] * factors[group])
-        return tuple(xp.concat(p) if p else w + 0.0 for p, w in zip(parts, weights, strict=True)), factors
+    def run_norms(self, sets: Sequence[Buckets], runs: Runs, xp: ModuleType) -> list[list[float]]:
+        """Euclidean norm of each run, a list for each set of buckets; all are waited for at once."""
+        parts = [buckets[bucket][part] for buckets in sets for _, bucket, part in runs]
+        norms = to_numbers([xp.linalg.vector_norm(part) for part in parts], xp)
+        return [norms[i * len(runs) : (i + 1) * len(runs)] for i in range(len(sets))]
 
     def encode(self, buckets: Buckets, dtype: str, seed: int, xp: ModuleType) -> EncodedBuckets:
         """Buckets in 2 bytes or about 1 byte per number; see `hybridcore.kernels.encoding`."""
@@ -119,15 +95,11 @@ class ReferenceKernels:
         """Float32 buckets again."""
         return encoding.decode(encoded, xp)
 
-    def compress(self, matrix: Array, rank: int, seed: int, xp: ModuleType) -> tuple[Array, Array]:
-        """Randomised low-rank factors; see `hybridcore.kernels.lowrank`."""
-        return lowrank.compress(matrix, rank, seed, xp)
-
-    def rollout(
-        self, ensemble: Ensemble, hidden: Array, actions: Array, output: Array, xp: ModuleType
+    def compress(
+        self, matrix: Array, rank: int, test: Array, iterations: int, xp: ModuleType
     ) -> tuple[Array, Array]:
-        """Closed-loop prediction by an ensemble of GRU cells; see `hybridcore.kernels.recurrent`."""
-        return recurrent.rollout(ensemble, hidden, actions, output, xp)
+        """Randomised low-rank factors; see `hybridcore.kernels.lowrank`."""
+        return lowrank.compress(matrix, rank, test, iterations, xp)
 
 
 REFERENCE = ReferenceKernels()
@@ -140,10 +112,3 @@ def _dots(pairs: Sequence[tuple[Buckets, Buckets]], xp: ModuleType) -> list[floa
     parts = to_numbers([xp.matmul(x, y) for a, b in pairs for x, y in zip(a, b, strict=True)], xp)
     ends = list(accumulate(counts))
     return [sum(parts[end - count : end]) for end, count in zip(ends, counts, strict=True)]
-
-
-def _by_group(runs: Runs, norms: Sequence[float]) -> dict[ParamGroup, float]:
-    squares: dict[ParamGroup, float] = {}
-    for (group, _, _), length in zip(runs, norms, strict=True):
-        squares[group] = squares.get(group, 0.0) + length * length
-    return {group: math.sqrt(square) for group, square in squares.items()}

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from hybridcore.kernels.host import to_host
 from hybridcore.kernels.reference import REFERENCE
 from hybridcore.layout import Array, Buckets, ParamGroup
-from hybridcore.protocols import EncodedBuckets, Ensemble, KernelSet
+from hybridcore.protocols import EncodedBuckets, KernelSet
 
 __all__ = ["ELEMENTS", "JUDGED", "Sample", "same", "seconds"]
 
@@ -53,7 +53,7 @@ class Sample:
 
         Args:
             xp: Array namespace.
-            like: A bucket; the trial's arrays lie on its device and have its dtype, those of models float32.
+            like: A bucket; the trial's arrays lie on its device and have its dtype.
             count: Numbers per array; the last run is short and begins at an odd place.
         """
         count = max(8, count)
@@ -63,13 +63,11 @@ class Sample:
             return xp.reshape(xp.sin(places * frequency), shape)
 
         side = max(4, min(512, math.isqrt(count)))
-        sizes = {"inputs": (6, 192), "recurrent": (64, 192), "input_bias": (192,), "recurrent_bias": (192,)}
-        sizes |= {"readout": (64, 4), "readout_bias": (4,)}
         given = {"abc"[i]: wave(f, count, dtype=like.dtype) for i, f in enumerate((0.7, 1.1, 1.3))}
-        given |= {name: wave(1.7, 5, *shape) * 0.1 for name, shape in sizes.items()}
-        given |= {"hidden": wave(0.5, 5, 2, 64), "actions": wave(0.3, 20, 2, 2), "output": wave(0.9, 5, 2, 4)}
         left, right = wave(0.7, side, 4, dtype=like.dtype), wave(1.3, 4, side, dtype=like.dtype)
         given["flat"] = xp.matmul(left, right)
+        test = np.random.default_rng(0).standard_normal((side, min(side, 12)))
+        given["test"] = xp.asarray(test, dtype=like.dtype, device=like.device)
         calls = _calls(given, count, xp)
         wide = _lazily(lambda: _calls({n: to_host(x, xp) for n, x in given.items()}, count, compat_numpy))
 
@@ -86,10 +84,7 @@ def _calls(given: Mapping[str, Array], count: int, xp: ModuleType) -> dict[str, 
     a, b, c = ((given[name],) for name in "abc")
     vectors: list[Buckets] = [a, b, c]
     runs = [(ParamGroup.MATRIX, 0, slice(0, count - 5)), (ParamGroup.BIAS, 0, slice(count - 5, count))]
-    scales = {ParamGroup.MATRIX: 0.5, ParamGroup.BIAS: 2.0}
     coded = _lazily(lambda: REFERENCE.encode(a, "bfloat16", 1, xp))
-    models = Ensemble(**{field.name: given[field.name] for field in attrs.fields(Ensemble)})
-    hidden, actions, output = given["hidden"], given["actions"], given["output"]
     return {
         "products": lambda k: _Products(k.products(a, b, xp)),
         "distance": lambda k: k.distance(a, b, xp),
@@ -97,12 +92,10 @@ def _calls(given: Mapping[str, Array], count: int, xp: ModuleType) -> dict[str, 
         "combine": lambda k: k.combine(vectors, [0.5, -1.25, 2.0], xp),
         "window_mean": lambda k: k.window_mean(a, 10, b, xp),
         "displace": lambda k: _displaced(*k.displace(a, b, c, xp)),
-        "run_norms": lambda k: k.run_norms(a, runs, xp),
-        "apply_jump": lambda k: k.apply_jump(a, b, runs, scales, 0.8, xp),
+        "run_norms": lambda k: k.run_norms([a, b], runs, xp),
         "encode": lambda k: (k.encode(a, "bfloat16", 1, xp), k.encode(a, "int8", 1, xp)),
         "decode": lambda k: k.decode(coded(), xp),
-        "compress": lambda k: _Factors(k.compress(given["flat"], 4, 1, xp)),
-        "rollout": lambda k: k.rollout(models, hidden, actions, output, xp),
+        "compress": lambda k: _Factors(k.compress(given["flat"], 4, given["test"], 2, xp)),
     }
 
 

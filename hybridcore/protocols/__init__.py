@@ -18,7 +18,7 @@ from hybridcore.protocols.adapter import (
 from hybridcore.protocols.control import Action, Controller, Outcome
 from hybridcore.protocols.correction import Correction, Corrector, Residual, Situation
 from hybridcore.protocols.dynamics import Dynamics, Rollout, StepOutcome
-from hybridcore.protocols.kernels import EncodedBuckets, Ensemble, KernelSet, Runs
+from hybridcore.protocols.kernels import EncodedBuckets, KernelSet, Runs
 from hybridcore.protocols.monitor import Monitor, Signal, SignalLevel
 from hybridcore.protocols.predictor import LinearisingPredictor, MeasuringPredictor, Prediction, Predictor
 from hybridcore.protocols.run import Framework, OptimizerSpec, Problem, Task, TaskRun, Tracker
@@ -38,7 +38,6 @@ __all__ = [
     "Corrector",
     "Dynamics",
     "EncodedBuckets",
-    "Ensemble",
     "Framework",
     "KernelSet",
     "LinearisingPredictor",

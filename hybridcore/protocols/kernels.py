@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from types import ModuleType
 from typing import ClassVar, Protocol, runtime_checkable
 
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from hybridcore.layout import Array, Buckets, ParamGroup
 
-__all__ = ["EncodedBuckets", "Ensemble", "KernelSet", "Runs"]
+__all__ = ["EncodedBuckets", "KernelSet", "Runs"]
 
 
 Runs = Sequence[tuple[ParamGroup, int, slice]]
@@ -33,33 +33,6 @@ class EncodedBuckets:
     dtype: str
     codes: Buckets
     scales: Buckets = ()
-
-
-@attrs.frozen
-class Ensemble:
-    """Weights of E recurrent models, each a GRU cell with a linear read-out; float32 arrays.
-
-    Gates are ordered reset, update, candidate (Cho et al. 2014, with the reset gate applied after the
-    recurrent product, as in cuDNN)::
-
-        r, z = sigmoid(x W + b + h U + c)    n = tanh(x W + b + r * (h U + c))
-        h' = (1 - z) * n + z * h             y = h' V + d
-
-    Attributes:
-        inputs: W, shape (E, I, 3 H).
-        recurrent: U, shape (E, H, 3 H).
-        input_bias: b, shape (E, 3 H).
-        recurrent_bias: c, shape (E, 3 H).
-        readout: V, shape (E, H, O).
-        readout_bias: d, shape (E, O).
-    """
-
-    inputs: Array
-    recurrent: Array
-    input_bias: Array
-    recurrent_bias: Array
-    readout: Array
-    readout_bias: Array
 
 
 @runtime_checkable
@@ -107,24 +80,8 @@ class KernelSet(Protocol):
         """``d = newer - older``, and with `last` also ``|d|^2``, ``|last|^2`` and ``d . last``."""
         ...
 
-    def run_norms(self, buckets: Buckets, runs: Runs, xp: ModuleType) -> list[float]:
-        """Euclidean norm of each run."""
-        ...
-
-    def apply_jump(
-        self,
-        weights: Buckets,
-        deltas: Buckets,
-        runs: Runs,
-        scales: Mapping[ParamGroup, float],
-        cap: float,
-        xp: ModuleType,
-    ) -> tuple[Buckets, dict[ParamGroup, float]]:
-        """``weights + f_g * deltas`` and the factors ``f_g`` used, new buckets.
-
-        ``f_g`` is ``scales[g]``, shortened where ``|f_g| |d_g|`` exceeds ``cap * max(|w_g|, 0.01 |w|)``.
-        Where a delta or weight is not finite, every factor is NaN and the weights come back as they were.
-        """
+    def run_norms(self, sets: Sequence[Buckets], runs: Runs, xp: ModuleType) -> list[list[float]]:
+        """Euclidean norm of each run, a list for each set of buckets."""
         ...
 
     def encode(self, buckets: Buckets, dtype: str, seed: int, xp: ModuleType) -> EncodedBuckets:
@@ -135,23 +92,12 @@ class KernelSet(Protocol):
         """Float32 buckets again."""
         ...
 
-    def compress(self, matrix: Array, rank: int, seed: int, xp: ModuleType) -> tuple[Array, Array]:
-        """Factors (m, r) and (r, n) whose product is close to `matrix` (m, n), r = min(rank, m, n)."""
-        ...
-
-    def rollout(
-        self, ensemble: Ensemble, hidden: Array, actions: Array, output: Array, xp: ModuleType
+    def compress(
+        self, matrix: Array, rank: int, test: Array, iterations: int, xp: ModuleType
     ) -> tuple[Array, Array]:
-        """Closed-loop prediction: each step's input is the last output beside that step's action.
+        """Factors (m, r) and (r, n) whose product is close to `matrix` (m, n).
 
-        Args:
-            ensemble: E models with ``I = O + A`` inputs.
-            hidden: State before the first step, shape (E, B, H).
-            actions: Shape (T, B, A), shared by all models.
-            output: Output before the first step, shape (E, B, O).
-            xp: Array namespace.
-
-        Returns:
-            Outputs, shape (T, E, B, O), and the last state, shape (E, B, H).
+        `test` is a Gaussian matrix (n, k) on the matrix' device, r = min(rank, k); the range is found from
+        it after so many power iterations.
         """
         ...

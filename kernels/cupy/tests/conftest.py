@@ -25,7 +25,7 @@ def emulated(library_folder, monkeypatch):
         pytest.skip("g++ is not installed: the CUDA sources are not run on the processor")
     monkeypatch.setitem(sys.modules, "cupy", emulation.fake_cupy(library_folder))
     monkeypatch.setattr(device, "THREADS", 64)
-    monkeypatch.setattr(device, "BLOCKS_PER_PROCESSOR", 3)
+    monkeypatch.setattr(device, "SUMS_PER_PROCESSOR", 3)
     device._ready.devices.clear()
     for cached in (device.kernel, device.processors, device._handle):
         cached.cache_clear()

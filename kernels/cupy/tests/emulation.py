@@ -37,7 +37,6 @@ using namespace std;
 struct float4 { float x, y, z, w; };
 struct uint2 { unsigned x, y; };
 struct uint4 { unsigned x, y, z, w; };
-struct char4 { signed char x, y, z, w; };
 struct Place { int x, y; };
 static thread_local Place threadIdx;
 static Place blockIdx, blockDim, gridDim;
@@ -61,12 +60,10 @@ template <class T> T swap_from(T value, int lane) {
 }
 template <class T> T __shfl_down_sync(unsigned, T v, int n) { return swap_from(v, threadIdx.x % 32 + n); }
 template <class T> T __shfl_xor_sync(unsigned, T v, int n) { return swap_from(v, (threadIdx.x % 32) ^ n); }
-// Blocks run one after the other, and one thread of a block counts.
-inline void __threadfence() {}
-inline unsigned atomicInc(unsigned* at, unsigned most) {
-    const unsigned old = *at;
-    *at = old >= most ? 0 : old + 1;
-    return old;
+template <class T> T __ldcs(const T* p) { return __ldg(p); }
+template <class T> void __stcs(T* p, T value) {
+    if ((uintptr_t)p % sizeof(T)) abort();
+    *p = value;
 }
 inline unsigned __float_as_uint(float v) { unsigned r; memcpy(&r, &v, 4); return r; }
 inline float __uint_as_float(unsigned v) { float r; memcpy(&r, &v, 4); return r; }

@@ -11,10 +11,10 @@ from importlib import metadata
 import pytest
 
 from hybridcore_cupy import device
-from hybridcore_cupy.rollout import ROWS
-from hybridcore_cupy.structs import MOST_ARRAYS
+from hybridcore_cupy.lowrank import MOST_SIDE
+from hybridcore_cupy.structs import MOST_ARRAYS, MOST_RUNS
 
-SOURCES = [("stream", 0), ("encode", 0), ("rollout", 0), *(("snapshots", k) for k in (1, 5, MOST_ARRAYS))]
+SOURCES = [("stream", 0), ("encode", 0), ("small", 0), *(("snapshots", k) for k in (1, 5, MOST_ARRAYS))]
 ARCHITECTURE = "compute_80"
 
 
@@ -67,6 +67,7 @@ def test_f70_sources_compile(file, count, tmp_path):
 
 
 def test_the_sources_share_their_constants_with_python():
-    text = device.source("rollout")
-    assert f"#define ROWS {ROWS}" in text
+    text = device.source("stream")
     assert f"#define MOST_ARRAYS {MOST_ARRAYS}" in text
+    assert f"#define MOST_RUNS {MOST_RUNS}" in text
+    assert f"#define MOST_SIDE {MOST_SIDE}" in device.source("small")

@@ -9,6 +9,8 @@ from types import ModuleType
 from typing import Any
 
 import array_api_compat
+import numpy as np
+from numpy.typing import NDArray
 
 from hybridcore_cupy.device import load_cupy
 
@@ -45,17 +47,13 @@ class TorchArrays:
         kind = self._float32 if dtype == "float32" else getattr(self._torch, dtype)
         return self._torch.empty(shape, dtype=kind, device=self._place)
 
-    def zeros(self, shape: int, dtype: str) -> Any:
-        """The same, filled with zeros."""
-        return self._torch.zeros(shape, dtype=getattr(self._torch, dtype), device=self._place)
-
     def give(self, array: Any) -> Any:
         """An array from `empty` as the framework's own."""
         return array
 
-    def numbers(self, array: Any) -> list[float]:
-        """An array from `empty` as Python numbers; waits for the device."""
-        found: list[float] = array.tolist()
+    def numbers(self, array: Any) -> NDArray[np.float64]:
+        """A float64 array from `empty` on the host; waits for the device."""
+        found: NDArray[np.float64] = array.cpu().numpy()
         return found
 
     def close(self) -> None:
@@ -99,21 +97,15 @@ class DlpackArrays:
         self._held.append(made)
         return made
 
-    def zeros(self, shape: int, dtype: str) -> Any:
-        """The same, filled with zeros."""
-        made = self._cupy.zeros(shape, dtype=dtype)
-        self._held.append(made)
-        return made
-
     def give(self, array: Any) -> Any:
         """An array from `empty` as the framework's own."""
         if array_api_compat.is_jax_namespace(self._xp):
             return sys.modules["jax"].dlpack.from_dlpack(array)
         return array
 
-    def numbers(self, array: Any) -> list[float]:
-        """An array from `empty` as Python numbers; waits for the device."""
-        found: list[float] = array.get().tolist()
+    def numbers(self, array: Any) -> NDArray[np.float64]:
+        """A float64 array from `empty` on the host; waits for the device."""
+        found: NDArray[np.float64] = array.get()
         return found
 
     def close(self) -> None:

@@ -16,7 +16,8 @@ __all__ = ["THREADS", "blocks_for", "kernel", "launch", "load_cupy", "processors
 THREADS = 256
 """Threads per block; a multiple of 32."""
 
-BLOCKS_PER_PROCESSOR = 8
+SUMS_PER_PROCESSOR = 16
+"""Sums of blocks that a reduction leaves per multiprocessor: enough blocks, and little to fetch."""
 
 
 def load_cupy() -> Any:
@@ -53,9 +54,22 @@ def processors(device: int) -> int:
     return int(load_cupy().cuda.Device(device).attributes["MultiProcessorCount"])
 
 
-def blocks_for(count: int, device: int) -> int:
-    """Blocks that keep a device busy on `count` numbers without more partial sums than it needs."""
-    return max(1, min(BLOCKS_PER_PROCESSOR * processors(device), -(-count // (4 * THREADS))))
+def blocks_for(count: int, items: int, device: int, quantities: int = 0) -> int:
+    """Blocks of a launch.
+
+    One tile per block where nothing is summed, since the device hands out blocks better than a loop does; a
+    reduction leaves a sum per block and so has fewer, each with several tiles.
+
+    Args:
+        count: Numbers per array.
+        items: Numbers that a thread takes at once.
+        device: Index of the device.
+        quantities: Sums that each block makes.
+    """
+    tiles = max(1, -(-count // (items * THREADS)))
+    if not quantities:
+        return tiles
+    return min(tiles, max(2, SUMS_PER_PROCESSOR // quantities) * processors(device))
 
 
 class _Ready(threading.local):

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from types import ModuleType
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import array_api_compat
 import numpy as np
@@ -13,26 +13,23 @@ from numpy.typing import NDArray
 
 from hybridcore.kernels import ReferenceKernels
 from hybridcore.kernels.encoding import BLOCK, stream_key
-from hybridcore.layout import Array, Buckets, ParamGroup
-from hybridcore.protocols import API_VERSION, EncodedBuckets, Ensemble, Runs
+from hybridcore.layout import Array, Buckets
+from hybridcore.protocols import API_VERSION, EncodedBuckets, Runs
 from hybridcore_cupy.arrays import Arrays, open_arrays
 from hybridcore_cupy.device import load_cupy
-from hybridcore_cupy.lowrank import compress
+from hybridcore_cupy.lowrank import MOST_SIDE, compress
 from hybridcore_cupy.passes import Pass, fitting
-from hybridcore_cupy.rollout import rollout
 from hybridcore_cupy.structs import MOST_ARRAYS, MOST_RUNS
 
 __all__ = ["CupyKernels"]
-
-GROUPS = list(ParamGroup)
 
 
 class CupyKernels(ReferenceKernels):
     """Fused CUDA kernels for float32 buckets of PyTorch, JAX and CuPy.
 
     Sums add at most four numbers in float32 and all else in float64, in an order that depends on sizes
-    alone: the same arrays give the same bits. What the kernels do not cover (more runs than an argument
-    block holds, buckets on several devices) the reference does.
+    alone: the same arrays give the same bits. What the kernels do not cover (other dtypes, buckets on
+    several devices) the reference does.
 
     Example:
         >>> import array_api_compat.numpy as xp
@@ -64,20 +61,20 @@ class CupyKernels(ReferenceKernels):
         arrays = fitting(xp, a, b)
         if arrays is None:
             return super().products(a, b, xp)
-        with Pass(arrays, sums=3 * len(a)) as job:
-            for index, (x, y) in enumerate(zip(a, b, strict=True)):
-                job.run("stream", "products", [x, y], count=x.shape[0], quantities=3, first=3 * index)
-            return _three(job.numbers())
+        with Pass(arrays) as job:
+            for x, y in zip(a, b, strict=True):
+                job.add_up("stream", "products", [x, y], count=int(x.shape[0]), quantities=3)
+            return _three(job.sums())
 
     def distance(self, a: Buckets, b: Buckets, xp: ModuleType) -> float:
         """``|a - b|`` without writing the difference."""
         arrays = fitting(xp, a, b)
         if arrays is None:
             return super().distance(a, b, xp)
-        with Pass(arrays, sums=len(a)) as job:
-            for index, (x, y) in enumerate(zip(a, b, strict=True)):
-                job.run("stream", "distance2", [x, y], count=x.shape[0], quantities=1, first=index)
-            return math.sqrt(sum(job.numbers()))
+        with Pass(arrays) as job:
+            for x, y in zip(a, b, strict=True):
+                job.add_up("stream", "distance2", [x, y], count=int(x.shape[0]), quantities=1)
+            return math.sqrt(sum(square for (square,) in job.sums()))
 
     def gram(self, vectors: Sequence[Buckets], xp: ModuleType) -> NDArray[np.float64]:
         """Inner products of all pairs, each vector read once; more than eight go in pairs of tiles."""
@@ -92,20 +89,20 @@ class CupyKernels(ReferenceKernels):
             k = len(members)
             size = k * (k + 1) // 2
             sets = [vectors[m] for m in members]
-            with Pass(arrays, sums=size * len(sets[0])) as job:
-                for index, columns in enumerate(zip(*sets, strict=True)):
-                    job.run(
+            with Pass(arrays) as job:
+                for columns in zip(*sets, strict=True):
+                    job.add_up(
                         "snapshots",
                         "gram",
                         columns,
-                        count=columns[0].shape[0],
+                        count=int(columns[0].shape[0]),
                         quantities=size,
-                        first=size * index,
+                        items=8 if k == 1 else 4,
                         snapshots=k,
                     )
-                sums = job.numbers()
+                sums = job.sums()
             for q, (i, j) in enumerate(_triangle(members)):
-                result[i, j] = result[j, i] = sum(sums[q::size])
+                result[i, j] = result[j, i] = sum(found[q] for found in sums)
         return result
 
     def combine(self, vectors: Sequence[Buckets], weights: Sequence[float], xp: ModuleType) -> Buckets:
@@ -137,11 +134,11 @@ class CupyKernels(ReferenceKernels):
                 size = int(bucket.shape[0])
                 mean = job.arrays.empty(size)
                 if previous is None:
-                    job.run("stream", "window_mean", [bucket], [mean], count=size, scale=1.0 / count)
+                    job.write("stream", "window_mean", [bucket], [mean], count=size, scale=1.0 / count)
                 else:
                     step = job.arrays.empty(size)
                     inputs = [bucket, previous[index]]
-                    job.run("stream", "window_step", inputs, [mean, step], count=size, scale=1.0 / count)
+                    job.write("stream", "window_step", inputs, [mean, step], count=size, scale=1.0 / count)
                     steps.append(job.arrays.give(step))
                 means.append(job.arrays.give(mean))
             return tuple(means), None if previous is None else tuple(steps)
@@ -153,83 +150,40 @@ class CupyKernels(ReferenceKernels):
         arrays = fitting(xp, newer, older, last)
         if arrays is None:
             return super().displace(newer, older, last, xp)
-        with Pass(arrays, sums=0 if last is None else 3 * len(newer)) as job:
+        with Pass(arrays) as job:
             made = []
             for index, (x, y) in enumerate(zip(newer, older, strict=True)):
                 size = int(x.shape[0])
                 out = job.arrays.empty(size)
                 if last is None:
-                    job.run("stream", "difference", [x, y], [out], count=size)
+                    job.write("stream", "difference", [x, y], [out], count=size)
                 else:
                     inputs = [x, y, last[index]]
-                    job.run("stream", "turn", inputs, [out], count=size, quantities=3, first=3 * index)
+                    job.add_up("stream", "turn", inputs, count=size, quantities=3, outputs=[out])
                 made.append(job.arrays.give(out))
-            return tuple(made), None if last is None else _three(job.numbers())
+            return tuple(made), None if last is None else _three(job.sums())
 
-    def run_norms(self, buckets: Buckets, runs: Runs, xp: ModuleType) -> list[float]:
-        """Euclidean norm of each run, one launch per bucket."""
-        arrays = fitting(xp, buckets)
-        if arrays is None or not 0 < len(runs) <= MOST_RUNS:
-            return super().run_norms(buckets, runs, xp)
-        with Pass(arrays, sums=len(runs)) as job:
-            order: list[int] = []
-            for index, bucket, fields in _tables(buckets, runs):
-                job.run("stream", "run_squares", [bucket], quantities=1, first=len(order), **fields)
-                order += index
-            sums = dict(zip(order, job.numbers(), strict=True))
-        return [math.sqrt(sums[i]) for i in range(len(runs))]
-
-    def apply_jump(
-        self,
-        weights: Buckets,
-        deltas: Buckets,
-        runs: Runs,
-        scales: Mapping[ParamGroup, float],
-        cap: float,
-        xp: ModuleType,
-    ) -> tuple[Buckets, dict[ParamGroup, float]]:
-        """Weights after a change; norms, caps and the change itself without waiting in between."""
-        covered = sum(part.stop - part.start for _, _, part in runs)
-        whole = covered == sum(int(b.shape[0]) for b in weights)
-        arrays = fitting(xp, weights, deltas)
-        if arrays is None or not 0 < len(runs) <= MOST_RUNS or not whole:
-            return super().apply_jump(weights, deltas, runs, scales, cap, xp)
-        with Pass(arrays, sums=2 * len(runs)) as job:
-            order: list[int] = []
-            for index, bucket, fields in _tables(weights, runs):
-                pair = [bucket, deltas[runs[index[0]][1]]]
-                job.run("stream", "jump_squares", pair, quantities=2, first=2 * len(order), **fields)
-                order += index
-            factors = job.arrays.empty(len(GROUPS))
-            job.run(
-                "stream",
-                "jump_factors",
-                [],
-                count=1,
-                totals=job.totals,
-                factors=job.arrays.pointer(factors),
-                weight=[float(scales.get(group, 1.0)) for group in GROUPS],
-                scale=min(cap, 3e38),
-                group=[GROUPS.index(runs[i][0]) for i in order],
-                runs=len(order),
-            )
-            made = {}
-            for index, bucket, fields in _tables(weights, runs):
-                place = runs[index[0]][1]
-                made[place] = job.arrays.empty(int(bucket.shape[0]))
-                pair = [bucket, deltas[place]]
-                fields["group"] = [GROUPS.index(runs[i][0]) for i in index]
-                job.run(
-                    "stream",
-                    "jump_apply",
-                    pair,
-                    [made[place]],
-                    factors=job.arrays.pointer(factors),
-                    **fields,
-                )
-            new = tuple(job.arrays.give(made[i]) if i in made else w + 0.0 for i, w in enumerate(weights))
-            used = job.arrays.numbers(factors)
-        return new, {group: used[GROUPS.index(group)] for group in dict.fromkeys(g for g, _, _ in runs)}
+    def run_norms(self, sets: Sequence[Buckets], runs: Runs, xp: ModuleType) -> list[list[float]]:
+        """Euclidean norm of each run of each set, all in one launch where an argument block holds them."""
+        arrays = fitting(xp, *sets)
+        if arrays is None:
+            return super().run_norms(sets, runs, xp)
+        places = [(k, bucket, part) for k in range(len(sets)) for _, bucket, part in runs]
+        with Pass(arrays) as job:
+            while places:
+                now, inputs, parts = places[:MOST_RUNS], [], []
+                known: dict[tuple[int, int], int] = {}
+                for k, bucket, part in now:
+                    if (k, bucket) not in known:
+                        if len(known) == MOST_ARRAYS:
+                            break
+                        known[k, bucket] = len(known)
+                        inputs.append(sets[k][bucket])
+                    parts.append((known[k, bucket], part))
+                job.square_runs(inputs, parts)
+                places = places[len(parts) :]
+            norms = [math.sqrt(square) for (square,) in job.sums()]
+        return [norms[k * len(runs) : (k + 1) * len(runs)] for k in range(len(sets))]
 
     def encode(self, buckets: Buckets, dtype: str, seed: int, xp: ModuleType) -> EncodedBuckets:
         """Buckets in 2 bytes or about 1 byte per number, bit for bit like the reference."""
@@ -246,7 +200,8 @@ class CupyKernels(ReferenceKernels):
                 if dtype == "int8":
                     outputs.append(job.arrays.empty(-(-size // BLOCK)))
                 key = stream_key(seed, index)
-                job.run("encode", f"encode_{dtype}", [bucket], outputs, count=size, key=key)
+                items = 8 if dtype == "int8" else 4
+                job.write("encode", f"encode_{dtype}", [bucket], outputs, count=size, items=items, key=key)
                 codes.append(job.arrays.give(code))
                 scales += [job.arrays.give(s) for s in outputs[1:]]
         return EncodedBuckets(dtype, tuple(codes), tuple(scales))
@@ -259,22 +214,21 @@ class CupyKernels(ReferenceKernels):
         made = []
         with Pass(open_arrays(encoded.codes[0], xp)) as job:
             for index, code in enumerate(encoded.codes):
-                out = job.arrays.empty(int(code.shape[0]))
+                size, items = int(code.shape[0]), 8 if encoded.dtype == "int8" else 16
+                out = job.arrays.empty(size)
                 inputs = [code, *encoded.scales[index : index + 1]]
-                job.run("encode", f"decode_{encoded.dtype}", inputs, [out], count=int(code.shape[0]))
+                job.write("encode", f"decode_{encoded.dtype}", inputs, [out], count=size, items=items)
                 made.append(job.arrays.give(out))
         return tuple(made)
 
-    def compress(self, matrix: Array, rank: int, seed: int, xp: ModuleType) -> tuple[Array, Array]:
-        """Randomised low-rank factors by cuBLAS, without the host; see `hybridcore_cupy.lowrank`."""
-        return compress(matrix, rank, seed, xp)
-
-    def rollout(
-        self, ensemble: Ensemble, hidden: Array, actions: Array, output: Array, xp: ModuleType
+    def compress(
+        self, matrix: Array, rank: int, test: Array, iterations: int, xp: ModuleType
     ) -> tuple[Array, Array]:
-        """The whole horizon in one launch, where the states fit into shared memory."""
-        found = rollout(ensemble, hidden, actions, output, xp)
-        return super().rollout(ensemble, hidden, actions, output, xp) if found is None else found
+        """Randomised low-rank factors by cuBLAS, without the host; see `hybridcore_cupy.lowrank`."""
+        served = open_arrays(matrix, xp).serves(matrix)
+        if not served or not 0 < int(test.shape[1]) <= MOST_SIDE or not matrix.shape[0]:
+            return super().compress(matrix, rank, test, iterations, xp)
+        return compress(matrix, rank, test, iterations, xp)
 
 
 def _combine(arrays: Arrays, vectors: Sequence[Buckets], weights: list[float]) -> Buckets:
@@ -282,7 +236,7 @@ def _combine(arrays: Arrays, vectors: Sequence[Buckets], weights: list[float]) -
         made = []
         for columns in zip(*vectors, strict=True):
             count, out = int(columns[0].shape[0]), job.arrays.empty(int(columns[0].shape[0]))
-            job.run(
+            job.write(
                 "snapshots",
                 "combine",
                 columns,
@@ -295,8 +249,10 @@ def _combine(arrays: Arrays, vectors: Sequence[Buckets], weights: list[float]) -
         return tuple(made)
 
 
-def _three(numbers: list[float]) -> tuple[float, float, float]:
-    return sum(numbers[0::3]), sum(numbers[1::3]), sum(numbers[2::3])
+def _three(sums: list[list[float]]) -> tuple[float, float, float]:
+    """Sums of each bucket, added up."""
+    first, second, shared = (sum(column) for column in zip(*sums, strict=True))
+    return first, second, shared
 
 
 def _triangle(members: list[int]) -> list[tuple[int, int]]:
@@ -306,20 +262,3 @@ def _triangle(members: list[int]) -> list[tuple[int, int]]:
 
 def _pairs(parts: list[list[int]]) -> list[list[int]]:
     return [a + b for i, a in enumerate(parts) for b in parts[:i]]
-
-
-def _tables(buckets: Buckets, runs: Runs) -> list[tuple[list[int], Array, dict[str, Any]]]:
-    """Per bucket with runs: which runs, the bucket, and the fields that describe them."""
-    tables = []
-    for place, bucket in enumerate(buckets):
-        index = [i for i, run in enumerate(runs) if run[1] == place]
-        if index:
-            parts = [runs[i][2] for i in index]
-            fields: dict[str, Any] = {
-                "start": [p.start for p in parts],
-                "stop": [p.stop for p in parts],
-                "runs": len(parts),
-                "count": max(p.stop - p.start for p in parts),
-            }
-            tables.append((index, bucket, fields))
-    return tables

@@ -1,65 +1,88 @@
-"""Randomised low-rank factors by matrix products alone, so that cuBLAS does the work and nothing waits."""
+"""Randomised low-rank factors by matrix products and two small kernels, without waiting in between."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from importlib import import_module
 from types import ModuleType
-from typing import Any
 
 import array_api_compat
 
-from hybridcore.kernels.lowrank import OVERSAMPLING, sketch
 from hybridcore.layout import Array
 from hybridcore_cupy.arrays import open_arrays
-from hybridcore_cupy.device import load_cupy
+from hybridcore_cupy.device import kernel, launch, load_cupy
+from hybridcore_cupy.passes import Pass
+from hybridcore_cupy.structs import Args
 
-__all__ = ["compress", "factors"]
+__all__ = ["MOST_SIDE", "compress", "factors"]
+
+MOST_SIDE = 40
+"""Most columns of a test matrix, as in small.cu."""
+
+Small = Callable[[str, Array], Array]
+"""Runs a kernel of small.cu on a square float64 matrix."""
 
 
-def compress(matrix: Array, rank: int, seed: int, xp: ModuleType) -> tuple[Array, Array]:
+def compress(matrix: Array, rank: int, test: Array, iterations: int, xp: ModuleType) -> tuple[Array, Array]:
     """Factors (m, r) and (r, n) of a matrix on a CUDA device; see `factors`."""
-    cupy = load_cupy()
-    arrays = open_arrays(matrix, xp)
-    with cupy.cuda.Device(arrays.device), cupy.cuda.ExternalStream(arrays.stream, arrays.device):
-        left, right = factors(cupy.from_dlpack(matrix), rank, seed, cupy)
-        if array_api_compat.is_cupy_namespace(xp):
-            return left, right
-        # Copies into the framework's own memory; both factors are small.
-        return xp.from_dlpack(left) + 0.0, xp.from_dlpack(right) + 0.0
+    if not array_api_compat.is_jax_namespace(xp):
+        return _factors_on(matrix, rank, test, iterations, xp)
+    cupy, compat = load_cupy(), import_module("array_api_compat.cupy")  # JAX makes no float64
+    found = _factors_on(cupy.from_dlpack(matrix), rank, cupy.from_dlpack(test), iterations, compat)
+    left, right = (xp.from_dlpack(factor) + 0.0 for factor in found)
+    return left, right
 
 
-def factors(matrix: Any, rank: int, seed: int, xp: Any) -> tuple[Any, Any]:
-    """Best approximation in the range of a Gaussian sketch with one power iteration, cut to the rank.
+def _factors_on(
+    matrix: Array, rank: int, test: Array, iterations: int, xp: ModuleType
+) -> tuple[Array, Array]:
+    with Pass(open_arrays(matrix, xp)) as job:
 
-    The scheme of Halko, Martinsson and Tropp (SIAM Review 2011) with two replacements that need no
-    factorisation of tall matrices: bases are made orthonormal through the eigenvectors of their Gram matrix
-    in float64 (directions below 1e-6 of the largest are left out), and the singular vectors come from
+        def small(name: str, gram: Array) -> Array:
+            arrays, side, block = job.arrays, int(gram.shape[0]), Args()
+            out = arrays.empty((side, side), "float64")
+            block.inputs[0], block.outputs[0], block.count = arrays.pointer(gram), arrays.pointer(out), side
+            launch(kernel("small", name), (1, 1), block, arrays.stream, arrays.device)
+            return out
+
+        return factors(matrix, rank, test, iterations, xp, small)
+
+
+def factors(
+    matrix: Array, rank: int, test: Array, iterations: int, xp: ModuleType, small: Small
+) -> tuple[Array, Array]:
+    """Best approximation in the range of a sketch after power iterations, cut to the rank.
+
+    The scheme of `hybridcore.kernels.lowrank` with factorisations of small matrices alone: bases are made
+    orthonormal by Cholesky QR in float64 (Yamamoto, Nakatsukasa, Yanagisawa and Fukaya, "Roundoff error
+    analysis of the CholeskyQR2 algorithm", ETNA 2015; the last basis twice), and singular vectors come from
     ``B B^T`` of the projected matrix B.
 
     Args:
         matrix: Shape (m, n), float32.
         rank: Largest rank.
-        seed: Seeds the sketch, the same as the reference's.
-        xp: A module with NumPy's functions.
+        test: Gaussian matrix, shape (n, k) with k at most `MOST_SIDE`.
+        iterations: Power iterations.
+        xp: Array namespace.
+        small: Runs ``"whiten"`` and ``"principal"`` of small.cu.
 
     Returns:
         Left factor with orthonormal columns, shape (m, r), and right factor, shape (r, n);
-        r = min(rank, m, n).
+        r = min(rank, k).
     """
-    rows, columns = matrix.shape
-    rank = min(rank, rows, columns)
-    width = min(rank + OVERSAMPLING, rows, columns)
-    basis = _orthonormal(matrix @ xp.asarray(sketch(columns, width, seed)), xp)
-    basis = _orthonormal(matrix @ _orthonormal(matrix.T @ basis, xp), xp)
-    projected = basis.T @ matrix
-    wide = projected.astype(xp.float64)
-    _, vectors = xp.linalg.eigh(wide @ wide.T)
-    turned = vectors[:, ::-1][:, :rank].astype(xp.float32)
-    return basis @ turned, turned.T @ projected
 
+    def orthonormal(tall: Array) -> Array:
+        wide = xp.astype(tall, xp.float64)
+        turn = small("whiten", xp.matmul(xp.matrix_transpose(wide), wide))
+        return xp.astype(xp.matmul(wide, turn), tall.dtype)
 
-def _orthonormal(tall: Any, xp: Any) -> Any:
-    wide = tall.astype(xp.float64)
-    values, vectors = xp.linalg.eigh(wide.T @ wide)
-    kept = values > 1e-12 * values[-1]
-    scale = xp.where(kept, 1.0 / xp.sqrt(xp.where(kept, values, 1.0)), 0.0)
-    return (wide @ (vectors * scale)).astype(xp.float32)
+    across = xp.matrix_transpose(matrix)
+    basis = orthonormal(xp.matmul(matrix, test))
+    for _ in range(iterations):
+        basis = orthonormal(xp.matmul(matrix, orthonormal(xp.matmul(across, basis))))
+    basis = orthonormal(basis)
+    projected = xp.matmul(xp.matrix_transpose(basis), matrix)
+    wide = xp.astype(projected, xp.float64)
+    vectors = small("principal", xp.matmul(wide, xp.matrix_transpose(wide)))
+    turned = xp.astype(vectors[:, :rank], matrix.dtype)
+    return xp.matmul(basis, turned), xp.matmul(xp.matrix_transpose(turned), projected)

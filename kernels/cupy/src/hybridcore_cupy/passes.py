@@ -1,15 +1,18 @@
-"""One kernel over one set of buckets: fills the argument block, launches, gathers sums."""
+"""The kernels of one operation: argument blocks, launches, sums of blocks."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from itertools import accumulate
 from types import ModuleType
 from typing import Any
+
+import numpy as np
 
 from hybridcore.layout import Buckets
 from hybridcore_cupy.arrays import Arrays, open_arrays
 from hybridcore_cupy.device import blocks_for, kernel, launch
-from hybridcore_cupy.scratch import Scratch, scratch
+from hybridcore_cupy.scratch import scratch
 from hybridcore_cupy.structs import Args
 
 __all__ = ["Pass", "fitting"]
@@ -20,13 +23,12 @@ class Pass:
 
     Args:
         arrays: Access to the arrays that the operation works on.
-        sums: Total numbers that reductions of this operation give.
     """
 
-    def __init__(self, arrays: Arrays, sums: int = 0) -> None:
-        self.arrays, self.sums = arrays, sums
-        self._scratch: Scratch | None = scratch(arrays) if sums else None
-        self.totals = self._scratch.totals(arrays, sums) if self._scratch is not None else 0
+    def __init__(self, arrays: Arrays) -> None:
+        self.arrays = arrays
+        self._device = arrays.device
+        self._reductions: list[tuple[Any, tuple[int, int], Args, list[int], int]] = []
 
     def __enter__(self) -> Pass:
         return self
@@ -34,20 +36,19 @@ class Pass:
     def __exit__(self, *_: object) -> None:
         self.arrays.close()
 
-    def run(
+    def write(
         self,
         file: str,
         name: str,
         inputs: Sequence[Any],
-        outputs: Sequence[Any] = (),
+        outputs: Sequence[Any],
         *,
         count: int,
-        quantities: int = 0,
-        first: int = 0,
+        items: int = 4,
         snapshots: int = 0,
         **fields: Any,
     ) -> None:
-        """Queue a kernel over arrays of `count` numbers.
+        """Queue a kernel that makes arrays of `count` numbers.
 
         Args:
             file: Source file.
@@ -55,34 +56,93 @@ class Pass:
             inputs: Arrays to read.
             outputs: Arrays to write, from ``arrays.empty``.
             count: Numbers per array.
-            quantities: Sums per run that the kernel makes; they go to the totals from `first` on.
-            first: Where they go.
+            items: Numbers that a thread takes at once.
             snapshots: K of the sources that want it.
-            **fields: Further fields of the argument block; `runs` makes that many rows of blocks.
+            **fields: Further fields of the argument block.
         """
-        arrays, block = self.arrays, Args()
+        if count:
+            block = self._block(inputs, outputs, count, fields)
+            grid = (blocks_for(count, items, self._device), 1)
+            launch(kernel(file, name, snapshots), grid, block, self.arrays.stream, self._device)
+
+    def add_up(
+        self,
+        file: str,
+        name: str,
+        inputs: Sequence[Any],
+        *,
+        count: int,
+        quantities: int,
+        outputs: Sequence[Any] = (),
+        items: int = 4,
+        snapshots: int = 0,
+    ) -> None:
+        """Note a kernel that sums over arrays, see `write`; `sums` queues it."""
+        blocks = blocks_for(count, items, self._device, quantities) if count else 0
+        block = self._block(inputs, outputs, count, {})
+        self._reductions.append((kernel(file, name, snapshots), (blocks, 1), block, [blocks], quantities))
+
+    def square_runs(self, inputs: Sequence[Any], parts: Sequence[tuple[int, slice]]) -> None:
+        """Note the sums of squares of stretches of arrays, at most as many as an argument block holds.
+
+        Args:
+            inputs: Arrays.
+            parts: Index of an array, and a stretch of it.
+        """
+        sizes = [part.stop - part.start for _, part in parts]
+        # No more blocks in all than one array would have: a single one too many runs alone at the end.
+        most = blocks_for(sum(sizes), 8, self._device, 1)
+        each = -(-sum(sizes) // max(1, most - len(sizes) + 1)) or 1
+        blocks = [-(-size // each) for size in sizes]
+        fields = {
+            "source": [source for source, _ in parts],
+            "start": [part.start for _, part in parts],
+            "stop": [part.stop for _, part in parts],
+            "first": [0, *accumulate(blocks)],
+            "runs": len(parts),
+        }
+        block = self._block(inputs, (), max(sizes), fields)
+        self._reductions.append((kernel("stream", "run_squares"), (sum(blocks), 1), block, blocks, 1))
+
+    def _block(
+        self, inputs: Sequence[Any], outputs: Sequence[Any], count: int, fields: Mapping[str, Any]
+    ) -> Args:
+        block = Args()
         for index, array in enumerate(inputs):
-            block.inputs[index] = arrays.pointer(array)
+            block.inputs[index] = self.arrays.pointer(array)
         for index, array in enumerate(outputs):
-            block.outputs[index] = arrays.pointer(array)
+            block.outputs[index] = self.arrays.pointer(array)
         block.count = count
         for field, value in fields.items():
             if isinstance(value, list):
                 getattr(block, field)[: len(value)] = value
             else:
                 setattr(block, field, value)
-        rows = max(1, int(fields.get("runs", 1)))
-        width = blocks_for(count, arrays.device)
-        if quantities and self._scratch is not None:
-            block.partials = self._scratch.partials(arrays, rows * quantities * width)
-            block.counters = self._scratch.counters
-            block.totals = self.totals + 8 * first
-        launch(kernel(file, name, snapshots), (width, rows), block, arrays.stream, arrays.device)
+        return block
 
-    def numbers(self) -> list[float]:
-        """All totals; waits for the device."""
-        assert self._scratch is not None
-        return self._scratch.numbers(self.arrays, self.sums)
+    def sums(self) -> list[list[float]]:
+        """Queue what was noted and wait for it.
+
+        Blocks are added up here, in their order, so that the same sizes and numbers give the same bits.
+
+        Returns:
+            The quantities of each kernel noted; of `square_runs`, one list per stretch.
+        """
+        room, work = sum(grid[0] * q for _, grid, _, _, q in self._reductions), scratch(self.arrays)
+        address = work.room(self.arrays, room)
+        for function, grid, block, _, quantities in self._reductions:
+            if grid[0]:
+                block.partials = address
+                launch(function, grid, block, self.arrays.stream, self._device)
+                address += 8 * grid[0] * quantities
+        left = work.numbers(self.arrays, room) if room else np.zeros(0)
+        found, begin = [], 0
+        for _, _, _, blocks, quantities in self._reductions:
+            for count in blocks:
+                end = begin + count * quantities
+                found.append([float(x) for x in left[begin:end].reshape(count, quantities).sum(axis=0)])
+                begin = end
+        return found
 
 
 def fitting(xp: ModuleType, *sets: Buckets | None) -> Arrays | None:

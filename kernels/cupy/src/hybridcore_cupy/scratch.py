@@ -1,53 +1,41 @@
-"""Memory for reductions, made once per thread and stream: sums per block, totals, counters."""
+"""Memory for the sums that the blocks of a reduction leave, kept per thread and stream."""
 
 from __future__ import annotations
 
 import threading
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from hybridcore_cupy.arrays import Arrays
-from hybridcore_cupy.structs import MOST_RUNS
 
 __all__ = ["Scratch", "scratch"]
+
+LEAST = 1 << 13
+"""Sums that there is room for at first."""
 
 
 class Scratch:
     """Work space of all reductions that one thread queues on one stream.
 
-    Launches on a stream run one after the other, so that the next one may have what the last one used; the
-    totals are read before the next operation begins. Counters are zero between launches: the kernel that
-    counts up to a row's blocks ends at zero again.
-
-    Args:
-        arrays: Access to arrays of that stream.
-
-    Attributes:
-        counters: Address of one counter per run.
+    Launches on a stream run one after the other, and the sums are read before the next operation begins, so
+    that the next one may have what the last one used.
     """
 
-    def __init__(self, arrays: Arrays) -> None:
-        self._counters = arrays.zeros(MOST_RUNS, "int32")
-        self.counters = arrays.pointer(self._counters)
-        self._partials: tuple[Any, int, int] = (None, 0, 0)
-        self._totals: tuple[Any, int, int] = (None, 0, 0)
+    def __init__(self) -> None:
+        self._sums: tuple[Any, int, int] = (None, 0, 0)
 
-    def partials(self, arrays: Arrays, count: int) -> int:
-        """Address of room for `count` sums of blocks."""
-        if self._partials[2] < count:
-            made = arrays.empty(max(count, 1 << 14), "float64")
-            self._partials = (made, arrays.pointer(made), max(count, 1 << 14))
-        return self._partials[1]
+    def room(self, arrays: Arrays, count: int) -> int:
+        """Address of room for `count` sums."""
+        if self._sums[2] < count:
+            made = arrays.empty(max(count, LEAST), "float64")
+            self._sums = (made, arrays.pointer(made), max(count, LEAST))
+        return self._sums[1]
 
-    def totals(self, arrays: Arrays, count: int) -> int:
-        """Address of room for `count` totals."""
-        if self._totals[2] < count:
-            made = arrays.empty(max(count, 64), "float64")
-            self._totals = (made, arrays.pointer(made), max(count, 64))
-        return self._totals[1]
-
-    def numbers(self, arrays: Arrays, count: int) -> list[float]:
-        """The first `count` totals; waits for the device."""
-        return arrays.numbers(self._totals[0][:count])
+    def numbers(self, arrays: Arrays, count: int) -> NDArray[np.float64]:
+        """The first `count` sums; waits for the device."""
+        return arrays.numbers(self._sums[0][:count])
 
 
 class _Kept(threading.local):
@@ -63,5 +51,5 @@ def scratch(arrays: Arrays) -> Scratch:
     key = (type(arrays).__name__, arrays.device, arrays.stream)
     found = _kept.found.get(key)
     if found is None:
-        found = _kept.found[key] = Scratch(arrays)
+        found = _kept.found[key] = Scratch()
     return found

@@ -12,36 +12,50 @@ typedef unsigned short u16;
 
 #define MOST_ARRAYS 8
 #define MOST_RUNS 16
-#define MOST_GROUPS 4
 
 // Mirrors structs.Args field by field.
 struct Args {
     const float* in[MOST_ARRAYS];
     void* out[2];
-    double* partials;  // sums per block
-    double* totals;    // sums of all blocks
-    u32* counters;     // blocks of a row that are done; zero before and after every launch
-    float* factors;    // multiplier per group
-    i64 count;        // numbers per array
+    double* partials;  // sums of each block, one block after the other
+    i64 count;         // numbers per array
     i64 start[MOST_RUNS];
     i64 stop[MOST_RUNS];
     float weight[MOST_ARRAYS];
     float scale;
     u32 key;
     int runs;
-    int group[MOST_RUNS];
+    int source[MOST_RUNS];     // array that a run lies in
+    int first[MOST_RUNS + 1];  // block that begins with a run
 };
+
+// Which of the blocks that share a stretch this one is.
+struct Part {
+    i64 block, blocks;
+};
+
+__device__ __forceinline__ Part whole_grid() { return {(i64)blockIdx.x, (i64)gridDim.x}; }
 
 __device__ __forceinline__ int phase(const void* pointer) { return (int)(((u64)pointer >> 2) & 3); }
 
+// Reads and writes that the L2 cache need not keep: what streams through is larger than the cache.
+template <class T>
+__device__ __forceinline__ T fetch(const T* at) {
+    return __ldcs(at);
+}
+
+template <class T>
+__device__ __forceinline__ void store(T* at, T value) {
+    __stcs(at, value);
+}
+
 // Calls f(x, y) for every place: x holds R numbers read, y takes W numbers to write. Arrays that share their
-// alignment are read by 16 bytes, with single numbers before and after; others number by number. U vectors
-// per array are in flight per thread. f.flush() follows every few numbers.
+// alignment are read by 16 bytes, with single numbers before and after; others number by number. Blocks take
+// tiles of U vectors per thread in turn; U vectors per array are in flight per thread. f.flush() follows
+// every few numbers.
 template <int R, int W, int U, class F>
-__device__ __forceinline__ void sweep(const float* const* in, float* const* out, i64 n, F& f) {
+__device__ __forceinline__ void sweep(const float* const* in, float* const* out, i64 n, Part part, F& f) {
     constexpr int W1 = W > 0 ? W : 1;
-    const i64 thread = (i64)blockIdx.x * blockDim.x + threadIdx.x;
-    const i64 threads = (i64)gridDim.x * blockDim.x;
     const float* src[R];
     float* dst[W1];
     bool alike = true;
@@ -63,19 +77,20 @@ __device__ __forceinline__ void sweep(const float* const* in, float* const* out,
         const i64 vectors = n > head ? (n - head) / 4 : 0;
         first = vectors ? head : 0;
         last = first + 4 * vectors;
-        for (i64 v = thread; v < vectors; v += threads * U) {
+        const i64 tile = (i64)blockDim.x * U;
+        for (i64 v = part.block * tile + threadIdx.x; v < vectors; v += part.blocks * tile) {
             float4 data[U][R];
 #pragma unroll
             for (int u = 0; u < U; ++u) {
-                const i64 at = v + u * threads;
+                const i64 at = v + u * blockDim.x;
                 if (at < vectors) {
 #pragma unroll
-                    for (int r = 0; r < R; ++r) data[u][r] = __ldg((const float4*)(src[r] + first) + at);
+                    for (int r = 0; r < R; ++r) data[u][r] = fetch((const float4*)(src[r] + first) + at);
                 }
             }
 #pragma unroll
             for (int u = 0; u < U; ++u) {
-                const i64 at = v + u * threads;
+                const i64 at = v + u * blockDim.x;
                 if (at < vectors) {
                     float4 made[W1];
 #pragma unroll
@@ -87,7 +102,7 @@ __device__ __forceinline__ void sweep(const float* const* in, float* const* out,
                         for (int w = 0; w < W; ++w) ((float*)&made[w])[lane] = y[w];
                     }
 #pragma unroll
-                    for (int w = 0; w < W; ++w) ((float4*)(dst[w] + first))[at] = made[w];
+                    for (int w = 0; w < W; ++w) store((float4*)(dst[w] + first) + at, made[w]);
                     f.flush();
                 }
             }
@@ -95,7 +110,7 @@ __device__ __forceinline__ void sweep(const float* const* in, float* const* out,
     }
     // What vectors left: everything, or the few numbers before and after them.
     const i64 left = n - (last - first);
-    for (i64 k = thread; k < left; k += threads) {
+    for (i64 k = part.block * blockDim.x + threadIdx.x; k < left; k += part.blocks * blockDim.x) {
         const i64 at = k < first ? k : k + (last - first);
 #pragma unroll
         for (int r = 0; r < R; ++r) x[r] = __ldg(src[r] + at);
@@ -127,9 +142,11 @@ struct Sums {
     }
 };
 
-// Sums over the block, in a fixed order, to to[q * stride].
+// Sums over the block, in a fixed order, to to[q]. Nothing adds up the blocks here: the host does, which has
+// to wait for the numbers anyway. Counting blocks to find the last one costs a streaming kernel a tenth to a
+// third of its time at 10 M numbers.
 template <int Q>
-__device__ __forceinline__ void block_sums(const double* total, double* to, i64 stride) {
+__device__ __forceinline__ void block_sums(const double* total, double* to) {
     __shared__ double slots[Q][32];
     const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, warps = blockDim.x >> 5;
 #pragma unroll
@@ -143,28 +160,6 @@ __device__ __forceinline__ void block_sums(const double* total, double* to, i64 
     for (int q = threadIdx.x; q < Q; q += blockDim.x) {
         double sum = 0.0;
         for (int w = 0; w < warps; ++w) sum += slots[q][w];
-        to[q * stride] = sum;
+        to[q] = sum;
     }
-}
-
-// Sums over the grid to a.totals[row * Q + q]: the block of a row that comes last adds up what all blocks of
-// the row have left, in the order of blocks, so that the same numbers give the same bits.
-template <int Q>
-__device__ __forceinline__ void grid_sums(double* total, const Args& a, int row) {
-    __shared__ bool last;
-    double* const partials = a.partials + (i64)row * Q * gridDim.x;
-    block_sums<Q>(total, partials + blockIdx.x, gridDim.x);
-    __threadfence();
-    __syncthreads();
-    if (threadIdx.x == 0) last = atomicInc(a.counters + row, gridDim.x - 1) == gridDim.x - 1;
-    __syncthreads();
-    if (!last) return;
-    __threadfence();
-#pragma unroll
-    for (int q = 0; q < Q; ++q) {
-        const volatile double* left = partials + (i64)q * gridDim.x;
-        total[q] = 0.0;
-        for (int b = threadIdx.x; b < gridDim.x; b += blockDim.x) total[q] += left[b];
-    }
-    block_sums<Q>(total, a.totals + (i64)row * Q, 1);
 }

@@ -10,46 +10,55 @@ __device__ __forceinline__ u32 two_bfloat16(float low, float high) {
     return (u32)to_bfloat16(low) | ((u32)to_bfloat16(high) << 16);
 }
 
-// Eight numbers per thread and round, so that each side moves by 16 bytes.
-extern "C" __global__ void encode_bfloat16(Args a) {
-    const i64 thread = (i64)blockIdx.x * blockDim.x + threadIdx.x, threads = (i64)gridDim.x * blockDim.x;
-    const float* in = a.in[0];
-    u16* out = (u16*)a.out[0];
-    const bool aligned = phase(in) == 0 && ((u64)out & 15) == 0;
-    const i64 vectors = aligned ? a.count / 8 : 0;
-    for (i64 v = thread; v < vectors; v += threads) {
-        const float4 x = __ldg((const float4*)in + 2 * v), y = __ldg((const float4*)in + 2 * v + 1);
-        uint4 made;
-        made.x = two_bfloat16(x.x, x.y);
-        made.y = two_bfloat16(x.z, x.w);
-        made.z = two_bfloat16(y.x, y.y);
-        made.w = two_bfloat16(y.z, y.w);
-        ((uint4*)out)[v] = made;
+// Each thread moves what makes 16 bytes of float32, so that both sides of a warp are contiguous: two writes of
+// 16 bytes with a gap between them fill half a sector each, which costs a third of the bandwidth.
+// U vectors are in flight per thread; one(i) does a single number.
+template <int U, class Load, class Save, class One>
+__device__ __forceinline__ void by_fours(i64 count, bool aligned, Load load, Save save, One one) {
+    const i64 vectors = aligned ? count / 4 : 0, tile = (i64)blockDim.x * U;
+    for (i64 v = blockIdx.x * tile + threadIdx.x; v < vectors; v += gridDim.x * tile) {
+        decltype(load(v)) data[U];
+#pragma unroll
+        for (int u = 0; u < U; ++u) {
+            if (v + u * blockDim.x < vectors) data[u] = load(v + u * blockDim.x);
+        }
+#pragma unroll
+        for (int u = 0; u < U; ++u) {
+            if (v + u * blockDim.x < vectors) save(v + u * blockDim.x, data[u]);
+        }
     }
-    for (i64 i = 8 * vectors + thread; i < a.count; i += threads) out[i] = to_bfloat16(__ldg(in + i));
+    const i64 threads = (i64)gridDim.x * blockDim.x;
+    for (i64 i = 4 * vectors + (i64)blockIdx.x * blockDim.x + threadIdx.x; i < count; i += threads) one(i);
 }
 
-__device__ __forceinline__ float4 from_two_words(u32 first, u32 second) {
-    float4 x;
-    x.x = __uint_as_float(first << 16);
-    x.y = __uint_as_float(first & 0xffff0000u);
-    x.z = __uint_as_float(second << 16);
-    x.w = __uint_as_float(second & 0xffff0000u);
-    return x;
+extern "C" __global__ void encode_bfloat16(Args a) {
+    const float* in = a.in[0];
+    u16* out = (u16*)a.out[0];
+    by_fours<1>(
+        a.count, phase(in) == 0 && ((u64)out & 7) == 0, [=](i64 v) { return fetch((const float4*)in + v); },
+        [=](i64 v, const float4& x) {
+            uint2 made;
+            made.x = two_bfloat16(x.x, x.y);
+            made.y = two_bfloat16(x.z, x.w);
+            store((uint2*)out + v, made);
+        },
+        [=](i64 i) { out[i] = to_bfloat16(in[i]); });
 }
 
 extern "C" __global__ void decode_bfloat16(Args a) {
-    const i64 thread = (i64)blockIdx.x * blockDim.x + threadIdx.x, threads = (i64)gridDim.x * blockDim.x;
     const u16* in = (const u16*)a.in[0];
     float* out = (float*)a.out[0];
-    const bool aligned = phase(out) == 0 && ((u64)in & 15) == 0;
-    const i64 vectors = aligned ? a.count / 8 : 0;
-    for (i64 v = thread; v < vectors; v += threads) {
-        const uint4 x = __ldg((const uint4*)in + v);
-        ((float4*)out)[2 * v] = from_two_words(x.x, x.y);
-        ((float4*)out)[2 * v + 1] = from_two_words(x.z, x.w);
-    }
-    for (i64 i = 8 * vectors + thread; i < a.count; i += threads) out[i] = __uint_as_float((u32)in[i] << 16);
+    by_fours<4>(
+        a.count, phase(out) == 0 && ((u64)in & 7) == 0, [=](i64 v) { return fetch((const uint2*)in + v); },
+        [=](i64 v, const uint2& code) {
+            float4 x;
+            x.x = __uint_as_float(code.x << 16);
+            x.y = __uint_as_float(code.x & 0xffff0000u);
+            x.z = __uint_as_float(code.y << 16);
+            x.w = __uint_as_float(code.y & 0xffff0000u);
+            store((float4*)out + v, x);
+        },
+        [=](i64 i) { out[i] = __uint_as_float((u32)in[i] << 16); });
 }
 
 __device__ __forceinline__ u32 mix(u32 x) {
@@ -76,8 +85,8 @@ extern "C" __global__ void encode_int8(Args a) {
         const bool whole = aligned && base + 256 <= a.count;
         float x[8];
         if (whole) {
-            *(float4*)x = __ldg((const float4*)(in + base) + lane);
-            *(float4*)(x + 4) = __ldg((const float4*)(in + base + 128) + lane);
+            *(float4*)x = fetch((const float4*)(in + base) + lane);
+            *(float4*)(x + 4) = fetch((const float4*)(in + base + 128) + lane);
         } else {
             for (int k = 0; k < 8; ++k) {
                 const i64 at = base + (k >> 2) * 128 + 4 * lane + (k & 3);
@@ -93,54 +102,49 @@ extern "C" __global__ void encode_int8(Args a) {
         }
         const float scale = most * (1.0f / 127.0f), safe = scale > 0.0f ? scale : 1.0f;
         const u32 row = mix((u32)block ^ a.key);
-        signed char made[8];
+        u32 words[2] = {0, 0};
 #pragma unroll
         for (int k = 0; k < 8; ++k) {
             const u32 place = (k >> 2) * 128 + 4 * lane + (k & 3);
             const float uniform = (float)(mix(row + place) >> 8) * (1.0f / 16777216.0f);
             const float level = floorf(__fdiv_rn(x[k], safe) + uniform);
-            made[k] = (signed char)(int)fminf(fmaxf(level, -127.0f), 127.0f);
+            words[k >> 2] |= ((u32)(int)fminf(fmaxf(level, -127.0f), 127.0f) & 0xffu) << 8 * (k & 3);
         }
         if (whole) {
-            char4 low, high;
-            low.x = made[0]; low.y = made[1]; low.z = made[2]; low.w = made[3];
-            high.x = made[4]; high.y = made[5]; high.z = made[6]; high.w = made[7];
-            ((char4*)(codes + base))[lane] = low;
-            ((char4*)(codes + base + 128))[lane] = high;
+            ((u32*)(codes + base))[lane] = words[0];
+            ((u32*)(codes + base + 128))[lane] = words[1];
         } else {
             for (int k = 0; k < 8; ++k) {
                 const i64 at = base + (k >> 2) * 128 + 4 * lane + (k & 3);
-                if (at < a.count) codes[at] = made[k];
+                if (at < a.count) codes[at] = (signed char)(words[k >> 2] >> 8 * (k & 3) & 0xffu);
             }
         }
         if (lane == 0) scales[block] = scale;
     }
 }
 
-__device__ __forceinline__ float4 from_codes(u32 word, float scale) {
-    float4 x;
-    x.x = (float)(signed char)(word & 0xffu) * scale;
-    x.y = (float)(signed char)(word >> 8 & 0xffu) * scale;
-    x.z = (float)(signed char)(word >> 16 & 0xffu) * scale;
-    x.w = (float)(signed char)(word >> 24) * scale;
-    return x;
-}
-
 // in[0]: codes, in[1]: scales.
 extern "C" __global__ void decode_int8(Args a) {
-    const i64 thread = (i64)blockIdx.x * blockDim.x + threadIdx.x, threads = (i64)gridDim.x * blockDim.x;
     const signed char* codes = (const signed char*)a.in[0];
     const float* scales = a.in[1];
     float* out = (float*)a.out[0];
-    const bool aligned = phase(out) == 0 && ((u64)codes & 7) == 0;
-    const i64 vectors = aligned ? a.count / 8 : 0;
-    for (i64 v = thread; v < vectors; v += threads) {
-        const uint2 x = __ldg((const uint2*)codes + v);
-        const float scale = __ldg(scales + v / 32);
-        ((float4*)out)[2 * v] = from_codes(x.x, scale);
-        ((float4*)out)[2 * v + 1] = from_codes(x.y, scale);
-    }
-    for (i64 i = 8 * vectors + thread; i < a.count; i += threads) {
-        out[i] = (float)codes[i] * scales[i / 256];
-    }
+    struct Coded {
+        u32 word;
+        float scale;
+    };
+    by_fours<2>(
+        a.count, phase(out) == 0 && ((u64)codes & 3) == 0,
+        [=](i64 v) {
+            const Coded found = {fetch((const u32*)codes + v), __ldg(scales + v / 64)};
+            return found;
+        },
+        [=](i64 v, const Coded& code) {
+            float4 x;
+            x.x = (float)(signed char)(code.word & 0xffu) * code.scale;
+            x.y = (float)(signed char)(code.word >> 8 & 0xffu) * code.scale;
+            x.z = (float)(signed char)(code.word >> 16 & 0xffu) * code.scale;
+            x.w = (float)(signed char)(code.word >> 24) * code.scale;
+            store((float4*)out + v, x);
+        },
+        [=](i64 i) { out[i] = (float)codes[i] * scales[i / 256]; });
 }

@@ -13,8 +13,8 @@ struct Gram : Sums<K * (K + 1) / 2> {
 // Lower triangle of the inner products, row by row.
 extern "C" __global__ void gram(Args a) {
     Gram f;
-    sweep<K, 0, (K < 3 ? 2 : 1)>(a.in, (float* const*)a.out, a.count, f);
-    grid_sums<K*(K + 1) / 2>(f.total, a, 0);
+    sweep<K, 0, (K < 2 ? 2 : 1)>(a.in, (float* const*)a.out, a.count, whole_grid(), f);
+    block_sums<K*(K + 1) / 2>(f.total, a.partials + (i64)blockIdx.x * (K * (K + 1) / 2));
 }
 
 struct Combine {
@@ -31,5 +31,5 @@ extern "C" __global__ void combine(Args a) {
     Combine f;
 #pragma unroll
     for (int k = 0; k < K; ++k) f.weight[k] = a.weight[k];
-    sweep<K, 1, (K < 3 ? 2 : 1)>(a.in, (float* const*)a.out, a.count, f);
+    sweep<K, 1, 1>(a.in, (float* const*)a.out, a.count, whole_grid(), f);
 }
