@@ -274,6 +274,7 @@ class RivalRun:
     def __init__(self, rival: Rival) -> None:
         self._rival = rival
         self._loop: Loop | None = None
+        self._settled = False
 
     def task(self, config: HybridConfig, registry: Registry) -> TaskRun:
         """The configured task with the rival's own optimizer, evaluated through its read-out."""
@@ -290,8 +291,18 @@ class RivalRun:
 
     def _evaluate(self, evaluate: Callable[[], Any]) -> Any:
         assert self._loop is not None
+        if self._settled:
+            return evaluate()
         with self._loop.read_out():
             return evaluate()
+
+    def settle(self) -> None:
+        """Leave the weights that the rival would be used with in the model, for good."""
+        assert self._loop is not None
+        with self._loop.read_out():
+            weights = self._loop.adapter.read_params()
+        self._loop.adapter.write_params(weights)
+        self._settled = True
 
     def stepper(self, config: HybridConfig, task: TaskRun, events: EventBus, clock: Stopwatch) -> Stepper:
         """The loop."""

@@ -190,7 +190,8 @@ class TrainingLoop:
             self._task.schedule_step()
         if stepper.real_steps >= self._config.run.steps:
             return True
-        if stepper.real_steps % self._config.run.evaluate_every == 0:
+        every = self._config.run.evaluate_every
+        if stepper.real_steps // every > before // every:  # a recipe may make several steps of one batch
             self._evaluate(stepper)
         return False
 

@@ -21,7 +21,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from benchmarks.recipes.catalogue import RECIPES, Recipe
-from benchmarks.recipes.plan import CONTROLS, OWN_RATE, PREDICTION, PUBLISHED_RIVALS, TUNED, Plan
+from benchmarks.recipes.plan import CONTROLS, EVALUATIONS, OWN_RATE, PREDICTION, PUBLISHED_RIVALS, TUNED, Plan
 from hybridcore.runner import write_json
 
 RIVALS_ALL = tuple(dict.fromkeys((*PUBLISHED_RIVALS, *OWN_RATE, *PREDICTION)))
@@ -47,6 +47,8 @@ def read_options(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--data", type=Path, help="folder of fashion_mnist.npz and tinyshakespeare.txt; ../shared/data")
     add("--device", default="cpu")
     add("--workers", type=int, default=2, help="processes of one thread each")
+    add("--apart", action="store_true", help="a process for every arm, one for baseline and hybrid together")
+    add("--evaluations", type=int, default=EVALUATIONS, help=f"evaluations in a run; {EVALUATIONS}")
     add("--minutes", type=float, default=math.inf, help="begin no run that would end later than this")
     add("--set", action="append", default=[], help="dotted.key=value of every configuration")
     add("--out", type=Path, help="folder for runs, tables and figures; finished runs stay")
@@ -71,6 +73,8 @@ def plan_of(options: argparse.Namespace) -> Plan:
         data=folder.resolve() if folder.is_dir() else None,
         overrides=tuple(options.set),
         deadline=time.time() + 60.0 * options.minutes,
+        evaluations=options.evaluations,
+        apart=options.apart,
     )
 
 

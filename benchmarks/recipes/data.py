@@ -195,13 +195,17 @@ def _sine(recipe: Recipe, folder: Path | None) -> Data:
 
 
 def _burgers(recipe: Recipe, folder: Path | None) -> Data:
-    """Points inside, on both walls and at the start, each (n, 2) of x in [-1, 1] and t in [0, 1]."""
+    """All points, those on both walls and those at the start, each (n, 2) of x in [-1, 1] and t in [0, 1].
+
+    The equation is to hold on the edge too, as in DeepXDE.
+    """
 
     def batch(start: int, interior: int, wall: int, initial: int) -> Batch:
         points = interior_points(start, interior) * np.array([2.0, 1.0]) - np.array([1.0, 0.0])
         times, places = interior_points(start, wall)[:, 0], interior_points(start, initial)[:, 0]
         sides = np.where(np.arange(wall) % 2, 1.0, -1.0)
-        parts = (points, np.stack([sides, times], 1), np.stack([2 * places - 1, 0 * places], 1))
+        walls, start_points = np.stack([sides, times], 1), np.stack([2 * places - 1, 0 * places], 1)
+        parts = (np.concatenate([points, walls, start_points]), walls, start_points)
         return tuple(part.astype(np.float32) for part in parts)
 
     training = batch(0, 2540, 80, 160)

@@ -16,18 +16,19 @@ import attrs
 
 from benchmarks.recipes.catalogue import Recipe
 from benchmarks.recipes.data import load
-from benchmarks.rivals import RIVALS, run_rival
+from benchmarks.rivals import RIVALS, RivalRun
 from benchmarks.settings import PINN
+from hybridcore.arms import plan_arm
 from hybridcore.compare import finished
 from hybridcore.components import check_config
 from hybridcore.config import HybridConfig
 from hybridcore.configfile import apply_overrides
 from hybridcore.errors import DivergenceError
 from hybridcore.plugins import Registry, load_registry
-from hybridcore.runner import run_task, train, write_json
+from hybridcore.runner import RunResult, train, write_json
 from hybridcore.tuning import CANDIDATES
 
-__all__ = ["CONTROLS", "OWN_RATE", "PREDICTION", "PUBLISHED_RIVALS", "TUNED", "Plan", "Tuned"]
+__all__ = ["CONTROLS", "OWN_RATE", "PREDICTION", "PUBLISHED_RIVALS", "TUNED", "Plan", "Tuned", "groups"]
 
 CONTROLS = ("random", "frozen", "lr-x4", "lr-x10")
 TUNED = ("tuned", "hybrid-tuned")
@@ -50,6 +51,12 @@ TUNING_SEED = 1000
 EVALUATIONS = 40
 READ_TWICE = ("baseline", "hybrid", "tuned")
 """Arms that are also read out by the running average of their weights."""
+
+TOGETHER = ("baseline", "hybrid")
+"""Arms that always share a process, so that their seconds are measured in turns on one core."""
+
+_warm: set[str] = set()
+"""Recipes whose first-time work this process has done."""
 
 
 @attrs.frozen
@@ -77,6 +84,8 @@ class Plan:
         data: Folder of the data files.
         overrides: Settings ``dotted.key=value`` of every configuration.
         deadline: Time of `time.time` after which no run is begun.
+        evaluations: About how many evaluations a run has.
+        apart: Give every arm a process of its own, `TOGETHER` one for both: shorter jobs for many cores.
     """
 
     seeds: tuple[int, ...]
@@ -86,14 +95,27 @@ class Plan:
     data: Path | None = None
     overrides: tuple[str, ...] = ()
     deadline: float = math.inf
+    evaluations: int = EVALUATIONS
+    apart: bool = False
 
     def steps(self, recipe: Recipe) -> int:
-        """Real steps of a run."""
+        """Real steps of a run, without the L-BFGS iterations that may follow."""
         published = recipe.steps
         if published is None:
             count = load(recipe, self.data).count
             published = round((recipe.epochs or 1.0) * count / recipe.batch_size)
         return max(10, round(self.scale * published))
+
+    def iterations(self, recipe: Recipe) -> int:
+        """L-BFGS iterations after that, at most."""
+        return round(self.scale * recipe.iterations)
+
+    def evaluate_every(self, recipe: Recipe) -> int:
+        """Real steps between evaluations; a hand-over to L-BFGS is one of them, and there are more."""
+        steps = self.steps(recipe)
+        if not recipe.iterations:
+            return max(1, steps // self.evaluations)
+        return steps // max(d for d in range(1, 2 * self.evaluations + 1) if steps % d == 0)
 
     def configuration(
         self, recipe: Recipe, seed: int = 0, arm: str = "hybrid", tuned: Tuned | None = None
@@ -103,8 +125,8 @@ class Plan:
         steps = self.steps(recipe)
         data: dict[str, Any] = {
             "run": {
-                "steps": steps,
-                "evaluate_every": max(1, steps // EVALUATIONS),
+                "steps": steps + self.iterations(recipe),
+                "evaluate_every": self.evaluate_every(recipe),
                 "device": self.device,
                 "seed": seed,
             },
@@ -136,19 +158,22 @@ class Plan:
         path, own = folder / "plan.json", self.kept()
         if not path.is_file():
             write_json(path, own)
-        elif (found := json.loads(path.read_text(encoding="utf-8"))) != own:
+        elif (found := _kept_in(path)) != own:
             raise SystemExit(f"{folder} holds runs of another plan: {found}, not {own}; name another --out")
 
     def kept(self) -> dict[str, Any]:
         """What all runs of a recipe have in common."""
-        return {"scale": self.scale, "device": self.device, "overrides": list(self.overrides)}
+        return {
+            "scale": self.scale,
+            "device": self.device,
+            "overrides": list(self.overrides),
+            "evaluations": self.evaluations,
+        }
 
     def found(self, folder: Path) -> Plan:
         """This plan with the length and the device that a recipe's folder was run with."""
-        data = json.loads((folder / "plan.json").read_text(encoding="utf-8"))
-        return attrs.evolve(
-            self, scale=data["scale"], device=data["device"], overrides=tuple(data["overrides"])
-        )
+        data = _kept_in(folder / "plan.json")
+        return attrs.evolve(self, **{**data, "overrides": tuple(data["overrides"])})
 
     def arms_of(self, recipe: Recipe) -> tuple[str, ...]:
         """Arms that can be run on a recipe with the packages that are here."""
@@ -172,7 +197,8 @@ class Plan:
 
     def guess(self, recipe: Recipe) -> float:
         """Seconds of a run on one CPU core, evaluation apart; elsewhere 5 ms a step, whatever the model."""
-        return 1e-3 * (recipe.step_ms if self.device == "cpu" else 5.0) * self.steps(recipe)
+        steps = self.steps(recipe) + self.iterations(recipe)
+        return 1e-3 * (recipe.step_ms if self.device == "cpu" else 5.0) * steps
 
     def late(self, recipe: Recipe, folder: Path) -> bool:
         """Whether the next run would not end before the deadline."""
@@ -195,7 +221,7 @@ class Plan:
             schedule, factor = waiting.pop(0)
             if (schedule, factor) in losses:
                 continue
-            place = folder / CANDIDATES / f"{schedule}-x{factor:.4g}"
+            place = _place(folder, schedule, factor)
             if not finished(place) and self.late(recipe, folder):
                 return False
             losses[schedule, factor] = self._candidate(recipe, Tuned(factor, schedule), place, registry)
@@ -228,19 +254,48 @@ class Plan:
         step = _beyond(cosine)
         return [("cosine", step)] if step is not None and step > best else []
 
+    def missing(self, recipe: Recipe, folder: Path) -> list[Tuned]:
+        """Candidates that `tune` still needs, as far as that is known, and some that it may need next.
+
+        They can be run at the same time, each by `candidate`; with none left `tune` only reads.
+        """
+        if (folder / "tuning.json").is_file():
+            return []
+        losses = dict[tuple[str, float], float]()
+        waiting = [(recipe.schedule, 1.0), (recipe.schedule, 3.0)]
+        while waiting:
+            places = {c: _place(folder, *c) for c in waiting}
+            if not all(map(finished, places.values())):
+                if not losses:
+                    waiting += [(recipe.schedule, factor) for factor in (0.3, 10.0, 30.0)]
+                elif len(waiting) > 1:
+                    waiting.append((waiting[0][0], _times(waiting[0][1], 2)))
+                return [Tuned(f, s) for s, f in waiting if not finished(_place(folder, s, f))]
+            losses |= {c: _final_loss(place) for c, place in places.items()}
+            waiting = [c for c in self._next(losses, recipe) if c not in losses]
+        return []
+
+    def candidate(self, recipe: Recipe, tuned: Tuned, folder: Path) -> bool:
+        """Run one of `missing`; False where it would come too late."""
+        place = _place(folder, tuned.schedule, tuned.factor)
+        if not finished(place) and self.late(recipe, folder):
+            return False
+        self._candidate(recipe, tuned, place, load_registry())
+        return True
+
     def _candidate(self, recipe: Recipe, tuned: Tuned, place: Path, registry: Registry) -> float:
         if not finished(place):
             shutil.rmtree(place, ignore_errors=True)
             config = self.configuration(recipe, TUNING_SEED, "candidate", tuned)
             config = attrs.evolve(config, run=attrs.evolve(config.run, evaluate_every=config.run.steps))
             try:
-                result = train(config, "tuned", False, place, None, registry)
+                result = self._train(recipe, config, "tuned", False, place, registry)
             except DivergenceError:
+                write_json(place / "summary.json", {"interrupted": False, "final_loss": None})
                 return math.inf
             if result.interrupted:
                 raise KeyboardInterrupt
-        loss = json.loads((place / "summary.json").read_text(encoding="utf-8"))["final_loss"]
-        return math.inf if loss is None else float(loss)
+        return _final_loss(place)
 
     def tuned(self, folder: Path) -> Tuned | None:
         """What tuning found; None where it has not been done."""
@@ -250,7 +305,7 @@ class Plan:
             return None
         return Tuned(float(data["factor"]), str(data["schedule"]))
 
-    def run(self, recipe: Recipe, seed: int, folder: Path) -> bool:
+    def run(self, recipe: Recipe, seed: int, folder: Path, only: tuple[str, ...] | None = None) -> bool:
         """Run all arms of a recipe with one seed that are not finished yet; False where cut short.
 
         The order of the arms is reversed in every other seed, so that a slow drift of the machine favours
@@ -260,9 +315,11 @@ class Plan:
             recipe: The recipe.
             seed: The seed.
             folder: The recipe's folder; runs lie in ``<arm>/seed-<n>/``.
+            only: Leave the other arms out.
         """
         tuned = self.tuned(folder)
         arms = [arm for arm in self.arms_of(recipe) if arm not in TUNED or tuned is not None]
+        arms = [arm for arm in arms if only is None or arm in only]
         places = {arm: folder / arm / f"seed-{seed}" for arm in (arms if seed % 2 == 0 else reversed(arms))}
         missing = {arm: place for arm, place in places.items() if not finished(place)}
         registry = load_registry()
@@ -276,6 +333,9 @@ class Plan:
         return True
 
     def _warm_up(self, recipe: Recipe, seed: int, registry: Registry) -> None:
+        if recipe.name in _warm:
+            return
+        _warm.add(recipe.name)
         config = self.configuration(recipe, seed)
         short = attrs.evolve(config, run=attrs.evolve(config.run, steps=3))
         for engine in (False, True):
@@ -287,13 +347,61 @@ class Plan:
     ) -> None:
         config = self.configuration(recipe, seed, arm, tuned if arm in TUNED else None)
         if arm in RIVALS:
-            result = run_rival(config, arm, place, registry)
+            config = RIVALS[arm].configuration(config)
+            result = self._train(recipe, config, arm, RivalRun(RIVALS[arm]), place, registry)
         elif arm in TUNED or arm in PREDICTION:
-            result = train(config, arm, arm != "tuned", place, None, registry)
+            result = self._train(recipe, config, arm, arm != "tuned", place, registry)
         else:
-            result = run_task(config, arm=arm, out_dir=place, registry=registry)
+            plan = plan_arm(config, arm, registry)
+            result = self._train(recipe, plan.config, arm, plan.engine, place, registry)
         if result.interrupted:
             raise KeyboardInterrupt
+
+    def _train(
+        self,
+        recipe: Recipe,
+        config: HybridConfig,
+        arm: str,
+        loop: bool | RivalRun,
+        place: Path,
+        registry: Registry,
+    ) -> RunResult:
+        """Train one arm; where the recipe says so, L-BFGS follows, unless the arm is L-BFGS itself."""
+        if not recipe.iterations or arm == "lbfgs":
+            return train(config, arm, loop, place, None, registry)
+        from benchmarks.recipes.handover import HandOver
+
+        both = HandOver(loop, self.steps(recipe), self.iterations(recipe))
+        return train(config, arm, both, place, None, registry)
+
+
+def groups(plan: Plan, recipe: Recipe, tuned: bool) -> list[tuple[str, ...]]:
+    """Arms of a recipe by job: those on tuned settings, or the others.
+
+    Args:
+        plan: Says whether arms are run apart.
+        recipe: The recipe.
+        tuned: Which ones.
+    """
+    arms = [arm for arm in plan.arms_of(recipe) if (arm in TUNED) == tuned]
+    if not plan.apart:
+        return [tuple(arms)] if arms else []
+    together = tuple(arm for arm in arms if arm in TOGETHER)
+    return [*([together] if together else []), *((arm,) for arm in arms if arm not in TOGETHER)]
+
+
+def _kept_in(path: Path) -> dict[str, Any]:
+    """`Plan.kept` of a file; rounds of old did not say how often they evaluated."""
+    return {"evaluations": EVALUATIONS, **json.loads(path.read_text(encoding="utf-8"))}
+
+
+def _place(folder: Path, schedule: str, factor: float) -> Path:
+    return folder / CANDIDATES / f"{schedule}-x{factor:.4g}"
+
+
+def _final_loss(place: Path) -> float:
+    loss = json.loads((place / "summary.json").read_text(encoding="utf-8"))["final_loss"]
+    return math.inf if loss is None else float(loss)
 
 
 def _lowest(losses: dict[Any, float]) -> Any:
