@@ -90,10 +90,10 @@ def chosen(options: argparse.Namespace) -> list[Recipe]:
 
 def write_report(plan: Plan, folder: Path) -> int:
     """Tables and figures of all recipes that a folder has runs of; how many those are."""
-    from benchmarks.recipes.rows import read_row
+    from benchmarks.recipes.rows import read_rows
     from benchmarks.recipes.table import markdown, plain
 
-    rows = [row for r in RECIPES if (row := read_row(r, plan, folder / r.name)) is not None]
+    rows = [row for r in RECIPES for row in read_rows(r, plan, folder / r.name)]
     if not rows:
         return 0
     start = rows[0].comparison.records[0].start

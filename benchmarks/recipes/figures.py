@@ -82,7 +82,7 @@ def speedups(rows: Sequence[Row]) -> Any:
         plain_log(axis, "x", "x")
         axis.grid(alpha=0.25, axis="x", which="both")
         axis.spines[["top", "right"]].set_visible(False)
-    panels[0].set_yticks(range(len(rows)), [row.recipe.name for row in reversed(rows)])
+    panels[0].set_yticks(range(len(rows)), [row.name for row in reversed(rows)])
     looks = (("hybrid", "o", "#0b6fd1"), ("best control", "s", "#b8402f"), ("tuned baseline", "D", "#1b8a5a"))
     handles = [Line2D([], [], marker=m, color=c, linestyle="none", label=name) for name, m, c in looks]
     figure.legend(handles=handles, loc="outside lower center", ncols=3, frameon=False)
@@ -188,11 +188,11 @@ def draw_all(rows: Sequence[Row], folder: Path) -> dict[str, Path]:
     Returns:
         Title to file.
     """
-    files = {}
+    files, whole = {}, [row for row in rows if not row.part]
     for stem, (draw, title) in FIGURES.items():
         if stem == "rates" and all(row.tuned is None for row in rows):
             continue
         path = folder / f"{stem}.png"
-        draw(rows).savefig(path, dpi=130)
+        draw(rows if stem == "speedups" else whole).savefig(path, dpi=130)
         files[title] = path
     return files

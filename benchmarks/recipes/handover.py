@@ -1,9 +1,9 @@
 """Recipes whose first optimizer hands over to L-BFGS, as physics-informed networks are often trained.
 
-The engine works for the first optimizer. Its jumps would make L-BFGS forget its curvature pairs, each of which
-is worth more than a jump, so it does what a user's script would do: it ends (an open trial is judged), and
+The engine works for the first optimizer. Its jumps would make L-BFGS forget its curvature pairs, which are
+worth more than a jump, so it does what a user's script would do: it ends (an open trial is judged), and
 L-BFGS goes on from its weights in the user's own loop. All arms hand over in the same way and pay for every
-closure: cost counts evaluations, as the engine's counts do.
+closure.
 """
 
 from __future__ import annotations
@@ -49,6 +49,7 @@ def lbfgs_of(model: torch.nn.Module, loss_fn: Callable[[Any, Any], torch.Tensor]
     optimizer = torch.optim.LBFGS(
         [p for p in model.parameters() if p.requires_grad],
         max_iter=ITERATIONS,
+        max_eval=100 * ITERATIONS,  # the limit of closures is kept between calls
         history_size=100,
         tolerance_grad=1e-8,
         tolerance_change=0.0,

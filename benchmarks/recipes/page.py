@@ -29,6 +29,8 @@ def save_page(rows: Sequence[Row], figures: Mapping[str, Path], origin: str, pat
     parts = [f"<h1>{escape(title)}</h1>", f"<p>{escape(origin)}</p>", aims, first, published, tuned, rivals]
     parts += [*others, losses, recipes, "<h2>Curves</h2>"]
     for row in rows:
+        if row.part:
+            continue
         buffer = io.BytesIO()
         draw(_shown(row)).savefig(buffer, format="png", dpi=90)
         parts += [f"<h3>{escape(row.recipe.name)}</h3>", _picture(buffer.getvalue(), row.recipe.name)]

@@ -1,4 +1,4 @@
-"""Runs the recipes in worker processes: a recipe's seed at a time, or every arm apart, tuning before either."""
+"""Runs the recipes in worker processes: a recipe's seed at a time, or every arm apart."""
 
 from __future__ import annotations
 

@@ -68,7 +68,7 @@ def _published(rows: Sequence[Row]) -> Table:
         assert hybrid is not None
         cells.append(
             (
-                row.recipe.name,
+                row.name,
                 "-" if row.tuned is None else f"{1 / row.tuned.factor:.2g}",
                 str(hybrid.runs),
                 _loss(row, "baseline"),
@@ -103,7 +103,7 @@ def _tuned(rows: Sequence[Row]) -> Table:
         rate = row.recipe.learning_rate * row.tuned.factor
         cells.append(
             (
-                row.recipe.name,
+                row.name,
                 f"{rate:.3g} {row.tuned.schedule}",
                 _loss(row, "tuned"),
                 _loss(row, "hybrid"),
@@ -128,7 +128,7 @@ def _tuned(rows: Sequence[Row]) -> Table:
 def _rivals(rows: Sequence[Row]) -> Table:
     named = ("hybrid", *PUBLISHED_RIVALS, *OWN_RATE, "gauss-newton", *CONTROLS)
     arms = [arm for arm in named if any(row.arm(arm) is not None for row in rows)]
-    cells = tuple((row.recipe.name, *(_gain(row.cost(arm)) for arm in arms)) for row in rows)
+    cells = tuple((row.name, *(_gain(row.cost(arm)) for arm in arms)) for row in rows)
     note = (
         "Speed-up in cost to the target, every arm in the same run. Up to nowcast, this project's learned "
         "predictor, arms use the published optimizer and its settings (Schedule-Free its own version of it); "
@@ -142,7 +142,7 @@ def _losses(rows: Sequence[Row]) -> Table:
     named = ("baseline", "hybrid", "tuned", "hybrid-tuned", *PUBLISHED_RIVALS, *OWN_RATE, "gauss-newton")
     named += CONTROLS
     arms = [arm for arm in named if any(row.arm(arm) is not None for row in rows)]
-    cells = tuple((row.recipe.name, *(_loss(row, arm) for arm in arms)) for row in rows)
+    cells = tuple((row.name, *(_loss(row, arm) for arm in arms)) for row in rows)
     return Table("Final validation losses", "Medians over seeds.", ("recipe", *arms), cells)
 
 
@@ -160,6 +160,7 @@ def _recipes(rows: Sequence[Row]) -> Table:
             row.recipe.source,
         )
         for row in rows
+        if not row.part
     )
     return Table("Recipes", "", head, cells)
 
@@ -186,6 +187,7 @@ def plain(rows: Sequence[Row]) -> dict[str, Any]:
             "recipes": [
                 {
                     **attrs.asdict(row.recipe),
+                    "part": row.part,
                     **row.plan.kept(),
                     "data_used": data_of(row.recipe, row.plan.data),
                     "steps_run": row.plan.steps(row.recipe),
