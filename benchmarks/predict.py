@@ -26,17 +26,19 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import attrs
 
 from benchmarks.curve import CURVE_ARMS, curve, curve_table, draw_curve
 from benchmarks.rivals import RIVALS
-from benchmarks.settings import ARMS, CURVE, FULL_ARMS, SETTINGS, Plan, Setting
+from benchmarks.settings import ARMS, CURVE, FULL_ARMS, LARGE, LARGE_ARMS, SETTINGS, Plan, Setting, large
 from hybridcore.arms import check_arm
 from hybridcore.compare import Comparison, read_comparison
 from hybridcore.errors import HybridCoreError
 from hybridcore.metrics import plain_json
+from hybridcore.records import speedup
 
 DATA_FILE = "fashion_mnist.npz"
 
@@ -62,6 +64,7 @@ class Row:
         cost: Speed-up in cost by arm; 0 where the target is missed.
         cost_low: The smallest over the seeds.
         wall: Speed-up in wall-clock time by arm.
+        tuned_cost: Speed-up in cost of the best baseline of the same model and optimizer, on its seeds.
     """
 
     setting: Setting
@@ -71,6 +74,7 @@ class Row:
     cost: dict[str, float]
     cost_low: dict[str, float]
     wall: dict[str, float]
+    tuned_cost: float = math.nan
 
     @property
     def best_control(self) -> tuple[str, float]:
@@ -97,6 +101,13 @@ def rows(results: Mapping[Setting, Comparison]) -> list[Row]:
         alike = [s for s in losses if all(getattr(s, f) == getattr(setting, f) for f in fields)]
         return min(alike, key=lambda s: _or_infinite(losses[s]))
 
+    def tuned_cost(setting: Setting) -> float:
+        other = results[best(setting, "model", "optimizer")].records
+        tuned = {r.seed: r.evaluations for r in other if r.arm == "baseline"}
+        own = {r.seed: r.evaluations for r in results[setting].records if r.arm == "baseline"}
+        gains = [speedup(tuned[seed], own[seed]) for seed in tuned.keys() & own.keys()]
+        return float(median([gain.cost for gain in gains if gain is not None] or [math.nan]))
+
     table = []
     for setting, result in results.items():
         if setting.shown and setting in losses:
@@ -110,6 +121,7 @@ def rows(results: Mapping[Setting, Comparison]) -> list[Row]:
                     {arm: row.speedup_cost for arm, row in arms.items()},
                     {arm: row.speedup_cost_low for arm, row in arms.items()},
                     {arm: row.speedup_wall for arm, row in arms.items()},
+                    tuned_cost(setting),
                 )
             )
     return table
@@ -136,7 +148,7 @@ def markdown(table: Sequence[Row]) -> str:
     """The rows as a Markdown table."""
     head = (
         "| setting | rate / best | final: baseline | hybrid | hybrid, averaged | baseline, averaged "
-        "| tuned | speed-up, cost: hybrid | hybrid, averaged | baseline, averaged | best control "
+        "| tuned | speed-up, cost: hybrid | hybrid, averaged | baseline, averaged | tuned | best control "
         "| best rival | speed-up, wall: hybrid | hybrid, averaged |"
     )
     lines = [head, "|---" * (head.count("|") - 1) + "|"]
@@ -152,6 +164,7 @@ def markdown(table: Sequence[Row]) -> str:
             ),
             _loss(row.tuned_loss),
             *(_gain(row.cost.get(arm)) for arm in ("hybrid", "hybrid, averaged", "baseline, averaged")),
+            _gain(row.tuned_cost),
             f"{_gain(gain)} {control}",
             f"{_gain(rival_gain)} {rival}",
             *(_gain(row.wall.get(arm)) for arm in ("hybrid", "hybrid, averaged")),
@@ -266,6 +279,11 @@ def read_options(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--full", action="store_true", help="3 seeds, 2000 steps, all controls, all models")
     parser.add_argument("--curve", action="store_true", help="seven rates of three tasks beside the rivals")
+    parser.add_argument(
+        "--large", choices=("tiny", "10m", "124m", "all"), help="language models of 10 M and 124 M weights"
+    )
+    parser.add_argument("--large-steps", type=int, help="real steps of their runs; 400 and 150")
+    parser.add_argument("--minutes", type=float, default=math.inf, help="begin no job after this long")
     parser.add_argument("--only", action="append", help="settings whose name contains this; may be repeated")
     parser.add_argument("--seeds", type=int, help="number of seeds")
     parser.add_argument("--steps", type=int, help="real steps of the MLP's runs")
@@ -288,7 +306,8 @@ def arms_of(options: argparse.Namespace) -> tuple[str, ...]:
     """Arms beside the baseline that the options ask for."""
     if options.curve:
         return CURVE_ARMS
-    arms = options.arms.split(",") if options.arms is not None else FULL_ARMS if options.full else ARMS
+    usual = LARGE_ARMS if options.large else FULL_ARMS if options.full else ARMS
+    arms = options.arms.split(",") if options.arms is not None else usual
     rivals = list(RIVALS) if options.rivals == "all" else (options.rivals or "").split(",")
     chosen = tuple(arm for arm in (*arms, *rivals) if arm)
     for arm in chosen:
@@ -307,6 +326,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             "mlp": options.steps or (2000 if full else 1200),
             **dict.fromkeys(("gpt", "lora", "finetune"), language),
             **dict.fromkeys(("convection", "poisson"), pinn),
+            **{s.model: options.large_steps or (150 if "124m" in s.model else 400) for s in LARGE},
+            **{s.model: options.large_steps or 20 for s in large("tiny")},
         },
         evaluations=50 if full else 30,
         validation=10_000 if options.full else 2_000,
@@ -316,6 +337,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         device=options.device,
         data=find_data(options.data),
         overrides=(f"run.framework={options.framework}", *options.set),
+        deadline=time.time() + 60.0 * options.minutes,
     )
     wanted = wanted_settings(options)
     folder = options.read or options.out or Path("runs") / time.strftime("predict-%Y%m%d-%H%M%S")
@@ -331,6 +353,9 @@ def wanted_settings(options: argparse.Namespace) -> list[Setting]:
     """Settings that the options ask for."""
     if options.curve:
         wanted = list(CURVE)
+    elif options.large:
+        wanted = list(large("tiny") if options.large == "tiny" else LARGE)
+        wanted = [s for s in wanted if options.large in ("all", s.model.partition("-")[2])]
     else:
         everything = options.full or options.device != "cpu" or options.only
         wanted = [s for s in SETTINGS if everything or s.model == "mlp"]
@@ -390,8 +415,10 @@ def jobs_of(plan: Plan, wanted: Sequence[Setting], *, once: bool) -> list[tuple[
             free = {arm for arm in plan.arms if arm in RIVALS and RIVALS[arm].own_rate}
             own = attrs.evolve(plan, arms=tuple(arm for arm in plan.arms if arm not in free))
         served.add(family)
-        jobs += [(setting, seed, own) for seed in plan.seeds]
-    return sorted(jobs, key=lambda job: -work(job[2], job[0]))
+        large = "-" in setting.model
+        jobs += [(setting, seed, own) for seed in plan.seeds[: 1 if large and not setting.shown else None]]
+    # Large models go seed by seed, so that a call that ends early leaves whole seeds behind.
+    return sorted(jobs, key=lambda job: (job[1] if "-" in job[0].model else 0, -work(job[2], job[0])))
 
 
 def work(plan: Plan, setting: Setting) -> float:
@@ -423,8 +450,8 @@ def run_all(plan: Plan, wanted: Sequence[Setting], folder: Path, workers: int, *
         try:
             for count, job in enumerate(as_completed(jobs), 1):
                 try:
-                    job.result()
-                    word = "done"
+                    word = "done" if job.result() else "cut short"
+                    whole = whole and word == "done"
                 except HybridCoreError as error:
                     whole, word = False, f"failed: {error}"
                 seconds = time.monotonic() - started

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 import tempfile
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,10 +20,11 @@ from hybridcore.configfile import apply_overrides
 from hybridcore.plugins import Registry, load_registry
 from hybridcore.runner import run_task
 
-__all__ = ["ARMS", "CURVE", "FULL_ARMS", "SETTINGS", "Plan", "Setting"]
+__all__ = ["ARMS", "CURVE", "FULL_ARMS", "LARGE", "LARGE_ARMS", "SETTINGS", "Plan", "Setting", "large"]
 
 ARMS = ("hybrid", "random", "frozen")
 FULL_ARMS = (*ARMS, "lr-x2", "lr-x4", "lr-x10")
+LARGE_ARMS = (*ARMS, "lr-x4")
 
 TASKS = {
     "gpt": "stdlib-gpt",
@@ -31,6 +34,10 @@ TASKS = {
     "poisson": "poisson-pinn",
 }
 """Registry name of each model's task; that of the MLP depends on the data."""
+
+LARGE_TASK = "benchmarks.large_gpt:large_gpt"
+LARGE_HISTORY = {"10m": 2_000.0, "124m": 10_000.0}
+"""MiB of history and snapshots, so that it does not depend on what other processes take of the card."""
 
 FULL_BATCH = ("convection", "poisson")
 FINE_TUNING = ("lora", "finetune")
@@ -136,6 +143,28 @@ CURVE = tuple(
 """Seven rates of three tasks, over about the best one."""
 
 
+def large(size: str = "10m") -> tuple[Setting, ...]:
+    """Rows of a large language model, from scratch, with low rank, and fine-tuned with all weights.
+
+    Each at about its best constant rate and 10 to 30 times below; rates around the best one and two cosine
+    decays help to find it, on one seed.
+
+    Args:
+        size: Key of `benchmarks.large_gpt.SIZES`.
+    """
+    found = []
+    best = {"scratch": 6e-4 if size == "124m" else 1e-3, "lora": 3e-3, "finetune": 3e-4}
+    for kind, below in (("scratch", 10), ("lora", 30), ("finetune", 30)):
+        rate, model = best[kind], f"{kind}-{size}"
+        found += [Setting(model, "adamw", float(f"{rate / below:.6g}")), Setting(model, "adamw", rate)]
+        others = [(rate / 3, "constant"), (3 * rate, "constant"), (rate, "cosine"), (3 * rate, "cosine")]
+        found += [Setting(model, "adamw", float(f"{r:.6g}"), s, shown=False) for r, s in others]
+    return tuple(found)
+
+
+LARGE = (*large("10m"), *large("124m"))
+
+
 @attrs.frozen
 class Plan:
     """How the settings are run.
@@ -148,8 +177,10 @@ class Plan:
         arms: Arms beside the baseline; ``lbfgs`` runs on full batches only.
         controller: Registry name of the hybrid's controller; full batches have their own, see `PINN`.
         device: Device in the framework's words.
-        data: The Fashion-MNIST file, or None for `mnist-mlp`.
+        data: The Fashion-MNIST file, or None for `mnist-mlp`; a file beside it is what large models are
+            fine-tuned to.
         overrides: Settings ``dotted.key=value`` of every configuration.
+        deadline: Time of `time.time` after which no run is begun that would not end before.
     """
 
     steps: Mapping[str, int]
@@ -161,12 +192,17 @@ class Plan:
     device: str
     data: Path | None
     overrides: tuple[str, ...] = ()
+    deadline: float = math.inf
 
     def configuration(self, setting: Setting, seed: int = 0) -> HybridConfig:
         """The configuration of a setting."""
         steps = self.steps[setting.model]
-        if setting.model in TASKS:
-            task: dict[str, Any] = {"name": TASKS[setting.model]}
+        kind, _, size = setting.model.partition("-")
+        if size:
+            task: dict[str, Any] = {"name": LARGE_TASK, "kind": kind, "size": size}
+            task |= {"lr_warmup_steps": max(1, steps // 20)} if kind == "scratch" else {"text": self._text()}
+        elif setting.model in TASKS:
+            task = {"name": TASKS[setting.model]}
         elif self.data is not None:
             task = {"name": "benchmarks.fashion_mlp:fashion_mlp", "path": str(self.data)}
             task["validation"] = self.validation
@@ -184,7 +220,13 @@ class Plan:
         }
         if setting.model in FULL_BATCH:
             data |= PINN
+        if size in LARGE_HISTORY:
+            data["history"] = {"memory_budget_mib": LARGE_HISTORY[size]}
         return check_config(apply_overrides(data, self.overrides))
+
+    def _text(self) -> str:
+        beside = None if self.data is None else self.data.parent / "tinyshakespeare.txt"
+        return str(beside) if beside is not None and beside.is_file() else ""
 
     def arms_of(self, setting: Setting) -> tuple[str, ...]:
         """Arms of a setting; one that only helps to find the best rate has its baseline alone."""
@@ -193,8 +235,8 @@ class Plan:
         full_batch = setting.model in FULL_BATCH
         return ("baseline", *(arm for arm in self.arms if arm != "lbfgs" or full_batch))
 
-    def run(self, setting: Setting, seed: int, folder: Path) -> None:
-        """Run all arms of a setting with one seed that are not finished yet.
+    def run(self, setting: Setting, seed: int, folder: Path) -> bool:
+        """Run all arms of a setting with one seed that are not finished yet; False where cut short.
 
         The order of the arms is reversed in every other seed, so that a slow drift of the machine favours
         none; a short run that is thrown away comes first, so that no arm pays for first-time work.
@@ -208,20 +250,34 @@ class Plan:
         places = {arm: folder / arm / f"seed-{seed}" for arm in (arms if seed % 2 == 0 else reversed(arms))}
         missing = {arm: place for arm, place in places.items() if not finished(place)}
         if not missing:
-            return
+            return True
+        if time.time() > self.deadline:
+            return False
         config, registry = self.configuration(setting, seed), load_registry()
         short = attrs.evolve(config, run=attrs.evolve(config.run, steps=3))
         for arm in {"baseline", "hybrid"}.intersection(missing):
             with tempfile.TemporaryDirectory() as thrown_away:
                 _run_arm(short, arm, Path(thrown_away) / "run", registry)
+        longest = 0.0
         for arm, place in missing.items():
+            begun = time.time()
+            if begun + longest > self.deadline:
+                return False
             shutil.rmtree(place, ignore_errors=True)  # what an earlier, interrupted call left
             _run_arm(config, arm, place, registry)
+            longest = max(longest, 1.3 * (time.time() - begun))
+        return True
 
     def prepare(self, settings: tuple[Setting, ...]) -> None:
         """Train the base model of the fine-tuning tasks, where it is not cached, before workers need it."""
         from hybridcore.tasks.pretrained import base_weights
 
+        for size in {
+            s.model.partition("-")[2] for s in settings if s.model.startswith(("lora-", "finetune-"))
+        }:
+            from benchmarks.large_gpt import base_of
+
+            base_of(size, self.device)
         registry = load_registry()
         for setting in [s for s in settings if s.model in FINE_TUNING][:1]:
             options = self.configuration(setting).task.options
