@@ -21,7 +21,7 @@ from hybridcore.configfile import dump_config, read_data
 from hybridcore.errors import MetricsError
 from hybridcore.events import Listener
 from hybridcore.metrics import plain_json
-from hybridcore.records import RunRecord, loss_gap, read_run, speedup
+from hybridcore.records import RunRecord, TimeToLoss, loss_gap, read_run, speedup
 from hybridcore.runfiles import require_unused, write_json
 from hybridcore.runner import run_task, train
 from hybridcore.tuning import CANDIDATES, tune
@@ -70,6 +70,8 @@ class ArmRow:
         speedup_cost_low: The smallest over the seeds.
         speedup_cost_interval: 95 % bootstrap interval of the median.
         speedup_bound: What the share of predicted steps allows at most.
+        unresolved: Seeds in which the target lies before the first evaluation after the start, so that the
+            time to it is no measurement but a line drawn from the start.
     """
 
     arm: str
@@ -88,6 +90,7 @@ class ArmRow:
     speedup_cost_low: float
     speedup_cost_interval: tuple[float, float]
     speedup_bound: float
+    unresolved: int = 0
 
 
 @attrs.frozen
@@ -258,7 +261,7 @@ def read_comparison(directory: str | Path) -> Comparison:
     The target is the one that the comparison was made with.
 
     Raises:
-        MetricsError: There is no run, or one is damaged.
+        MetricsError: There is no run, one is damaged, or two have the same arm and seed, as in a sweep.
     """
     folder = Path(directory)
     files = [
@@ -277,7 +280,19 @@ def read_comparison(directory: str | Path) -> Comparison:
         target = json.loads((folder / "comparison.json").read_text(encoding="utf-8")).get("target")
     except (OSError, ValueError):
         target = None
-    return summarise([read_run(path) for path in files], folder, target)
+    records = [read_run(path) for path in files]
+    seen: dict[tuple[str, int], RunRecord] = {}
+    for record in records:
+        other = seen.setdefault((record.arm, record.seed), record)
+        if other is not record:
+            raise MetricsError(
+                f"two runs of arm {record.arm!r} have seed {record.seed}: this is not one comparison",
+                where=str(folder),
+                got=f"{other.path.parent} and {record.path.parent}",
+                expected="one comparison, or one run",
+                fix="give the folder of one comparison; what a sweep found is in its sweep.json",
+            )
+    return summarise(records, folder, target)
 
 
 def summarise(records: Iterable[RunRecord], directory: str | Path, target: float | None = None) -> Comparison:
@@ -342,7 +357,14 @@ def _row(
         speedup_cost_low=min(costs, default=math.nan),
         speedup_cost_interval=_interval(costs),
         speedup_bound=_median([_count(run, "speedup_bound") for run in runs]),
+        unresolved=sum(map(_unresolved, paired, times)),
     )
+
+
+def _unresolved(run: RunRecord, time: TimeToLoss) -> bool:
+    """Whether a target was reached between the start and the first evaluation after it."""
+    later = [e.step for e in run.evaluations if e.step > 0]
+    return bool(later) and 0.0 < time.step < later[0]
 
 
 def _count(run: RunRecord, key: str) -> float:

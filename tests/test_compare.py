@@ -10,6 +10,8 @@ import pytest
 from hybridcore.compare import compare, read_comparison, summarise
 from hybridcore.errors import ConfigError, MetricsError
 from hybridcore.records import Evaluation, RunRecord, read_run
+from hybridcore.report.table import arm_cells, arm_columns
+from hybridcore.runner import run_task
 
 
 def record(tmp_path, arm, seed, losses, *, seconds=0.1, summary=None):
@@ -235,3 +237,31 @@ def test_comparison_of_a_real_run_shows_both_read_outs(tmp_path, registry, confi
     assert names == ["baseline", "baseline, averaged", "hybrid", "hybrid, averaged", "none"]
     assert result.row("hybrid, averaged").final_loss == result.records[1].averaged.final_loss
     assert read_comparison(tmp_path) == result
+
+
+def test_runs_of_a_sweep_are_not_taken_for_seeds_of_one_comparison(tmp_path, registry, configuration):
+    for rate in (0.01, 0.02):
+        config = configuration(run={"steps": 10}, task={"learning_rate": rate})
+        run_task(config, arm="baseline", out_dir=tmp_path / f"rate-{rate}", registry=registry)
+    with pytest.raises(MetricsError, match="two runs of arm 'baseline' have seed") as caught:
+        read_comparison(tmp_path)
+    assert "sweep.json" in caught.value.fix
+    assert len(read_comparison(tmp_path / "rate-0.01").records) == 1
+
+
+def test_a_target_before_the_first_evaluation_is_marked_and_an_interval_shown(tmp_path):
+    curves = {
+        "baseline": [3.0, 2.5, 2.0],
+        "hybrid": [3.0, 2.2, 1.0],
+        "lr-x10": [3.0, 1.0, 0.5],
+        "random": [3.0, 2.9, 2.8],
+    }
+    runs = [record(tmp_path, arm, seed, losses) for arm, losses in curves.items() for seed in range(3)]
+    result = summarise(runs, tmp_path)
+    unresolved = {row.arm: row.unresolved for row in result.rows}
+    assert unresolved == {"baseline": 0, "hybrid": 0, "random": 0, "lr-x10": 3}
+    cells = {
+        arm: dict(zip(arm_columns(), arm_cells(result.row(arm)), strict=True)) for arm in ("lr-x10", "random")
+    }
+    assert cells["lr-x10"]["speed-up, cost"] == "~4.00 (4.00) [4.00, 4.00]", "20 over 5, drawn from the start"
+    assert cells["random"]["speed-up, cost"] == "missed"

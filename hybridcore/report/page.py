@@ -13,7 +13,7 @@ from hybridcore.compare import Comparison
 from hybridcore.records import RunRecord
 from hybridcore.report.figure import draw, matplotlib_figure
 from hybridcore.report.overhead import Overhead, draw_overhead, overheads
-from hybridcore.report.table import arm_cells, arm_columns, number, summary_lines
+from hybridcore.report.table import NOTE, arm_cells, arm_columns, number, summary_lines
 
 __all__ = ["STYLE", "html_table", "render_page", "save_page"]
 
@@ -57,7 +57,7 @@ def render_page(comparison: Comparison) -> str:
         html_table(
             arm_columns(),
             [arm_cells(row) for row in comparison.rows],
-            "Medians over seeds; speed-up: median (lowest seed). A missed target counts as infinite time.",
+            NOTE[0].upper() + NOTE[1:] + ".",
         ),
     ]
     hybrid = next((record for record in comparison.records if record.arm == "hybrid"), None)

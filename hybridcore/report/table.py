@@ -11,9 +11,16 @@ from rich.text import Text
 
 from hybridcore.compare import ArmRow, Comparison
 
-__all__ = ["arm_cells", "arm_columns", "comparison_table", "summary_table"]
+__all__ = ["NOTE", "arm_cells", "arm_columns", "comparison_table", "summary_table"]
 
 _ABSENT = "-"
+
+NOTE = (
+    "medians over seeds; speed-up: median (worst seed) [95 % bootstrap interval of the median, from three "
+    "seeds on]; a missed target counts as infinite time; ~: the target lies before the first evaluation, so "
+    "that the time to it is drawn, not measured"
+)
+"""How the table is to be read."""
 
 
 def arm_columns() -> tuple[str, ...]:
@@ -35,7 +42,8 @@ def arm_columns() -> tuple[str, ...]:
 
 
 def arm_cells(row: ArmRow) -> tuple[str, ...]:
-    """One arm's cells, in the order of `arm_columns`; a speed-up reads "median (lowest)"."""
+    """One arm's cells, in the order of `arm_columns`; a speed-up reads "median (worst) [interval]"."""
+    drawn = "~" if row.unresolved else ""
     return (
         row.arm,
         str(row.runs),
@@ -46,8 +54,8 @@ def arm_cells(row: ArmRow) -> tuple[str, ...]:
         number(row.predicted_steps),
         number(row.seconds_to_target),
         number(row.cost_to_target),
-        _speedup(row.speedup_wall, row.speedup_wall_low),
-        _speedup(row.speedup_cost, row.speedup_cost_low),
+        drawn + _speedup(row.speedup_wall, row.speedup_wall_low, row.speedup_wall_interval),
+        drawn + _speedup(row.speedup_cost, row.speedup_cost_low, row.speedup_cost_interval),
         number(row.speedup_bound),
     )
 
@@ -57,7 +65,7 @@ def comparison_table(comparison: Comparison) -> Table:
     targets = ", ".join(f"{target:.4g}" for target in comparison.targets.values())
     table = Table(
         title=f"Time to the baseline's final validation loss ({targets or 'no finished baseline'})",
-        caption="medians over seeds; speed-up: median (lowest); a missed target counts as infinite time",
+        caption=NOTE,
         title_justify="left",
         caption_justify="left",
         pad_edge=False,
@@ -116,5 +124,10 @@ def number(value: float | None, *, signed: bool = False) -> str:
     return f"{value:+.4g}" if signed else f"{value:.4g}"
 
 
-def _speedup(middle: float, low: float) -> str:
-    return _ABSENT if math.isnan(middle) else f"{middle:.2f} ({low:.2f})"
+def _speedup(middle: float, low: float, interval: tuple[float, float]) -> str:
+    if math.isnan(middle):
+        return _ABSENT
+    if middle <= 0.0:
+        return "missed"
+    text = f"{middle:.2f} ({low:.2f})" if low > 0.0 else f"{middle:.2f} (missed)"
+    return text if math.isnan(interval[0]) else f"{text} [{interval[0]:.2f}, {interval[1]:.2f}]"
