@@ -276,12 +276,9 @@ class Engine:
         self._reporter.real_step(record)
 
     def _measure_reach(self) -> None:
-        if self.reach is None or not self.history.has_update:
-            return
-        if self.reach.due(self.counts.real_steps):
-            self.reach.sample(self.counts.real_steps, self.history, self.adapter)
-        elif self.reach.due(self.counts.real_steps + 1):
-            self.history.last_update()  # the next sample needs this step's update too
+        if self.reach is not None and self.history.has_update:
+            aligned = "alignment" in self.history.needs and self.view.is_normalised()
+            self.reach.observe(self.counts.real_steps, self.history, self.adapter, aligned=aligned)
 
     def predicted_step(self, batch: Any = None) -> StepResult:
         """Apply one share of the pending change; consumes a batch, takes no backward pass (F21).

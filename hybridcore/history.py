@@ -20,7 +20,7 @@ from hybridcore.protocols import Adapter, EncodedBuckets, KernelSet
 
 __all__ = ["NEEDS", "History", "dot", "norm"]
 
-NEEDS = frozenset({"last-update", "window-means", "straightness", "reach"})
+NEEDS = frozenset({"last-update", "window-means", "straightness", "reach", "alignment"})
 """Words that a component's ``needs`` may hold."""
 
 MIB = 2**20

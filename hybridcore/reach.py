@@ -6,6 +6,7 @@ import math
 from types import ModuleType
 from typing import Any
 
+from hybridcore.alignment import Alignment
 from hybridcore.history import History
 from hybridcore.layout import Buckets
 from hybridcore.protocols import Adapter
@@ -56,6 +57,7 @@ class Reach:
         self._counted = 0
         self._samples = 0
         self.horizon = math.nan
+        self.alignment = Alignment()
 
     @property
     def next_sample(self) -> int:
@@ -70,6 +72,21 @@ class Reach:
         """Whether the update of this real step should be sampled."""
         return step >= self.next_sample
 
+    def observe(self, step: int, history: History, adapter: Adapter, *, aligned: bool) -> None:
+        """Look at the real step just taken: sample it where it is due, and its alignment where that is asked.
+
+        Args:
+            step: Real steps so far.
+            history: Gives the last two updates.
+            adapter: Gives the weights and the memory of the first moment.
+            aligned: Whether the alignment of every step seen is wanted.
+        """
+        due = self.due(step)
+        if due or aligned:
+            self._look(step, history, adapter, due, aligned)
+        elif self.due(step + 1):
+            history.last_update()  # the next sample needs this step's update too
+
     def sample(self, step: int, history: History, adapter: Adapter) -> None:
         """Take in the update of the real step just taken.
 
@@ -78,15 +95,24 @@ class Reach:
             history: Gives the last two updates.
             adapter: Gives the weights and the memory of the first moment.
         """
+        self._look(step, history, adapter, True, False)
+
+    def _look(self, step: int, history: History, adapter: Adapter, due: bool, aligned: bool) -> None:
         if self._origin is None:
             return
         update, older = history.updates()
         beta = 1.0 - 1.0 / max(adapter.momentum_memory, 1.0)
         kernels = history.kernels
-        if beta > 0.0 and older is not None:
+        if older is not None and (beta > 0.0 or aligned):
             squared, before, shared = kernels.products(update, older, self._xp)
+            if aligned:
+                self.alignment.observe(squared, before, shared, beta)
+            if not due:
+                return
             squared += beta * beta * before - 2.0 * beta * shared
             squared = max(squared, 0.0) / (1.0 - beta) ** 2
+        elif not due:
+            return
         elif beta > 0.0 and self._samples:
             return  # one update of a pair says nothing about its fresh part; the next one will
         else:
@@ -117,6 +143,7 @@ class Reach:
             "counted": self._counted,
             "samples": self._samples,
             "horizon": self.horizon,
+            "alignment": self.alignment.state_dict(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -125,6 +152,7 @@ class Reach:
         self._recent = state["recent"]
         self._counted, self._samples = state["counted"], state["samples"]
         self.horizon = state["horizon"]
+        self.alignment.load_state_dict(state["alignment"])
 
     def whole_state(self) -> dict[str, Any]:
         """The numbers and where the path began: all that a checkpoint needs."""

@@ -224,6 +224,8 @@ class EngineState:
         confidence: In [0, 1]: how straight the recent path was; 0 while unknown.
         straightness: The raw cosine; NaN while unknown.
         reach: Multiple of the user's step that the path supports; NaN while unknown or not asked for.
+        alignments: Newest cosines between an update's fresh part and the update before, the newest last.
+        aligned_steps: How many there were so far.
         next_sample: Real step whose update `reach` wants to see next.
         trial_steps_left: Real steps until the open trial's verdict; 0 without an open trial.
         curve_known: Whether a trial that opens now could say how fast the loss falls without it.
@@ -260,3 +262,5 @@ class EngineState:
     window: int
     raised_threshold: float = 0.0
     curve_known: bool = True
+    alignments: tuple[float, ...] = ()
+    aligned_steps: int = 0

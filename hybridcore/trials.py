@@ -11,6 +11,7 @@ import attrs
 import numpy as np
 from numpy.typing import NDArray
 
+from hybridcore.bend import bend, straightened
 from hybridcore.budget import Budget
 from hybridcore.checkpoint.attributes import put, take
 from hybridcore.config import HybridConfig, VerdictConfig
@@ -37,9 +38,10 @@ _STATE = (
     "_point",
     "_older",
     "_rate",
-    "_pace",
     "_previous",
     "_unproven",
+    "_ended",
+    "_undone",
 )
 
 _SPARE = 3
@@ -138,9 +140,8 @@ class Trial:
             credit_seconds=credit * seconds_per_step,
             straightness=straightness,
             reason=reason,
-            quickening=verdict.quickening if verdict is not None else math.nan,
-            quickening_error=verdict.quickening_error if verdict is not None else math.nan,
             behind_steps=verdict.behind_steps if verdict is not None and kept else 0.0,
+            falling=verdict is not None and verdict.falling,
         )
 
 
@@ -208,9 +209,9 @@ class TrialKeeper:
         self._point: Point | None = None
         self._older: Point | None = None
         self._rate: NDArray[np.float64] | None = None
-        self._pace: tuple[NDArray[np.float64], float] | None = None
         self._previous: Trial | None = None
         self._unproven = 0.0
+        self._ended = self._undone = 0
         self.seconds_per_probe = 0.0
 
     @property
@@ -252,12 +253,19 @@ class TrialKeeper:
         return point is not None and 0.5 * window <= progress - point.progress <= 3.0 * window
 
     def expected_cost(self, settle: int) -> tuple[float, float]:
-        """Most that a trial can cost, in step equivalents and seconds: its probes and its lost steps."""
-        probes = 4.0 if self._config.probe.tentative else 2.0
+        """What a trial may be expected to cost, in step equivalents and seconds.
+
+        A probe, and its steps as often as trials have failed so far (Laplace's rule of succession: one in two
+        before the first).
+
+        Args:
+            settle: Its real steps.
+        """
         per_probe, seconds = self.probe_cost
         per_step = self._statistics.seconds_per_step
         per_step = per_step if math.isfinite(per_step) else 0.0
-        return probes * per_probe + settle, probes * seconds + settle * per_step
+        lost = settle * (self._undone + 1.0) / (self._ended + 2.0)
+        return per_probe + lost, seconds + lost * per_step
 
     def open(self, action: Action, step: int, cost: float, predicted: float) -> Trial:
         """Take the snapshot, and the reference curve where the verdict needs one.
@@ -367,7 +375,6 @@ class TrialKeeper:
         position, progress = cost - age, cost - self.cost - age
         losses = self.probe(mean)
         verdict = judge(trial.reference, losses, position, trial.predicted, self._config.verdict)
-        verdict = self._quickening(verdict, trial, losses, progress)
         covered = predicted - age * (trial.predicted / max(trial.real_steps, 1) if trial.continuous else 0.0)
         self._point = Point(losses, progress, covered) if verdict.kept else None
         self._older = Point(trial.reference.losses, trial.progress, trial.covered)
@@ -378,27 +385,12 @@ class TrialKeeper:
         self._unproven = 0.0
         return verdict
 
-    def _quickening(
-        self, verdict: Verdict, trial: Trial, losses: NDArray[np.float64], progress: float
-    ) -> Verdict:
-        """Compare the trial's fall per real step with that of the trial just before, example by example."""
-        assert trial.reference is not None
-        before, steps = self._pace, progress - trial.progress
-        self._pace = None
-        if not verdict.kept or steps <= 0.0:
-            return verdict
-        fall = (trial.reference.losses - losses) / steps
-        self._pace = (fall, progress)
-        if before is None or not _same(before[1], trial.progress):
-            return verdict
-        quicker = paired_difference(fall, before[0])
-        return attrs.evolve(verdict, quickening=quicker.mean, quickening_error=quicker.error)
-
     def close(self) -> Trial:
         """End the open trial and give it."""
         trial = self.trial
         assert trial is not None
         self.trial = None
+        self._ended += 1
         trial.previous = None
         self._previous = trial if trial.continuous else None
         return trial
@@ -419,6 +411,7 @@ class TrialKeeper:
         trial = self.trial
         origin = trial if proven or trial.previous is None else trial.previous
         self.close()
+        self._undone += 1
         self._previous = None
         self._unproven = 0.0
         steps = trial.real_steps + (origin.real_steps if origin is not trial else 0)
@@ -503,8 +496,8 @@ class TrialKeeper:
         probes are no progress.
         """
         latest = self._history.latest_mean()
-        mean, age = latest if latest is not None else (None, 0.0)
-        progress = cost - self.cost - age
+        mean, behind = latest if latest is not None else (None, 0.0)
+        progress = cost - self.cost - behind
         if self._point is not None and _same(self._point.progress, progress):
             losses, earlier = self._point.losses, self._older  # The trial before ended here.
         else:
@@ -514,12 +507,13 @@ class TrialKeeper:
             if before is not None:
                 pace = previous.predicted / max(previous.real_steps, 1) if previous is not None else 0.0
                 earlier = Point(self.probe(before[0]), progress - before[1], predicted - pace * before[1])
+        come, q = max(progress + predicted, 2.0), bend(self._statistics.losses, progress + predicted)
         if earlier is not None:
             steps = progress - earlier.progress + max(0.0, predicted - earlier.covered)
-            self._rate = (losses - earlier.losses) / steps
+            self._rate = (losses - earlier.losses) / -straightened(-min(steps, come - 1.0), come, q)
         # Where there is no slope of now, an older one asks for more than now can be: sooner that than none,
         # which would credit the jump with what the steps did. A controller can wait (`knows_curve`).
-        return Reference(losses, self._rate, cost - age), progress
+        return Reference(losses, self._rate, cost - behind, come, q), progress
 
 
 def _same(one: float, other: float) -> bool:

@@ -8,6 +8,7 @@ import attrs
 import numpy as np
 from numpy.typing import NDArray
 
+from hybridcore.bend import straightened
 from hybridcore.config import VerdictConfig
 from hybridcore.probes import paired_difference
 
@@ -20,13 +21,18 @@ class Reference:
 
     Attributes:
         losses: Per-example losses of the last window mean before the jump, shape (n,).
-        rate: Change of those losses per cost unit before the jump, shape (n,); None while unknown.
+        rate: Change of those losses per cost unit there, shape (n,); None while unknown.
         cost: Cost units spent when `losses` was current.
+        age: Steps of the user's optimizer that the curve had come by then, predicted ones included; infinite
+            for a straight continuation.
+        bend: Power of those steps by which its slope falls (`hybridcore.bend`).
     """
 
     losses: NDArray[np.float64]
     rate: NDArray[np.float64] | None
     cost: float
+    age: float = math.inf
+    bend: float = 1.0
 
     @property
     def slope(self) -> float:
@@ -34,13 +40,13 @@ class Reference:
         return min(0.0, float(self.rate.mean())) if self.rate is not None else 0.0
 
     def at(self, cost: float) -> NDArray[np.float64]:
-        """Per-example losses expected at a later cost without the jump (straight continuation).
+        """Per-example losses expected at a later cost without the jump.
 
-        Training curves flatten, so a straight continuation flatters the run without the jump.
+        Training curves flatten, and are continued as they bend; late in a run that is a straight line.
         """
         if self.rate is None or self.slope == 0.0:
             return self.losses
-        return self.losses + self.rate * (cost - self.cost)
+        return self.losses + self.rate * straightened(cost - self.cost, self.age, self.bend)
 
 
 @attrs.frozen(slots=True)
@@ -53,9 +59,7 @@ class Verdict:
         error: Its standard error.
         credit_steps: Gain, less one error, in real steps of the reference's slope; 0 unless positive.
         reason: One line.
-        quickening: Fall of the mean loss per real step, less that of the probed trial just before; NaN where
-            there was none.
-        quickening_error: Its standard error, paired by example.
+        falling: Whether the loss is clearly below that before the jump.
         behind_steps: Where the trial is kept although it is behind the curve: by how many real steps.
     """
 
@@ -64,9 +68,8 @@ class Verdict:
     error: float
     credit_steps: float
     reason: str
-    quickening: float = math.nan
-    quickening_error: float = math.nan
     behind_steps: float = 0.0
+    falling: bool = False
 
 
 def judge(
@@ -97,7 +100,8 @@ def judge(
     gain, error = -difference.mean, difference.error
     fall = paired_difference(reference.losses, achieved)
     level = gain >= -config.confidence_z * error
-    kept = level or fall.mean > config.confidence_z * fall.error
+    falling = fall.mean > config.confidence_z * fall.error
+    kept = level or falling
     slope = -reference.slope
     sure = gain - error
     credit = behind = 0.0
@@ -109,4 +113,4 @@ def judge(
     reason = f"averaged loss {abs(gain):.4g} {sign} the curve at equal cost (standard error {error:.2g})"
     if behind:
         reason += f", but {fall.mean:.4g} below the loss before"
-    return Verdict(kept, gain, error, credit, reason, behind_steps=behind)
+    return Verdict(kept, gain, error, credit, reason, behind_steps=behind, falling=falling)

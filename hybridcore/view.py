@@ -81,13 +81,15 @@ class View:
             confidence=confidence,
             straightness=straightness,
             reach=self.reach.horizon if self.reach is not None else math.nan,
+            alignments=self.reach.alignment.samples if self.reach is not None else (),
+            aligned_steps=self.reach.alignment.count if self.reach is not None else 0,
             next_sample=self.reach.next_sample if self.reach is not None else 0,
             trial_steps_left=self.trials.steps_left,
             curve_known=self.trials.knows_curve(self.counts.cost),
             learning_rate=self.statistics.learning_rate,
             peak_learning_rate=self.statistics.peak_learning_rate,
             momentum_memory=self.adapter.momentum_memory,
-            normalised=self._is_normalised(),
+            normalised=self.is_normalised(),
             forecast=foresight.forecast if foresight is not None else None,
             statistics=self.statistics,
             predictor_ready={n: self.leaps.ready(n) for n in list(self.participants.predictors)},
@@ -96,7 +98,7 @@ class View:
             raised_threshold=self.restraint.threshold(step),
         )
 
-    def _is_normalised(self) -> bool:
+    def is_normalised(self) -> bool:
         """Whether the optimizer keeps a second moment; asked once, since the answer costs a pass."""
         if self.normalised is None and self.counts.real_steps > self.counts.skipped:
             self.normalised = self.adapter.moments().get("v_std", 0.0) > 0.0

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from engine_lab import Proposes, Scripted, bits, bowl, build, clouds, configure, correct, drive, full, predict
 
+from hybridcore.bend import bend
 from hybridcore.controllers.fixed import Fixed, FixedConfig
 from hybridcore.predictors.drift import Drift
 from hybridcore.predictors.last_update import LastUpdate
@@ -148,7 +149,7 @@ def test_f82_the_same_with_real_batches():
     script = Scripted(full(4), predict(settle=6), correct(6))
     random = np.random.default_rng(0)
     noise = Proposes(
-        lambda h, z: tuple(random.standard_normal(b.shape).astype(np.float32) for b in h.current())
+        lambda h, z: tuple((3.0 * random.standard_normal(b.shape)).astype(np.float32) for b in h.current())
     )
     engine, recorder = build(adapter, config, script, noise, probes=probes)
     drive(engine, 40, iter(fed))
@@ -225,6 +226,12 @@ def test_f82_the_verdict_falls_after_exactly_settle_real_steps(settle):
     assert script.outcomes[0].real_steps == settle
 
 
+def integrate(f, low, high, n=20_000):
+    """Midpoint rule."""
+    t = low + (np.arange(n) + 0.5) * (high - low) / n
+    return float(np.mean(f(t)) * (high - low))
+
+
 def test_f82_the_verdict_compares_window_averaged_weights_at_equal_cost():
     """Gain against the losses of hand-computed window means on the noiseless quadratic."""
     adapter = bowl(condition=2.0)
@@ -241,13 +248,15 @@ def test_f82_the_verdict_compares_window_averaged_weights_at_equal_cost():
     after = np.mean([(1 - rate * h) ** k * landed for k in range(1, 5)], axis=0)
     # Three probes of one third of a step each: two for the curve before the jump are booked by then.
     cost = 12 + 2 / 3 + 4 - 1.5 - (12 - 1.5)
-    bar = newer + (newer - older) / 4 * cost
+    # The curve between the two means bends as its training losses do, and goes on bending so.
+    age = 12 - 1.5
+    q = bend([loss(gap(k)) for k in range(12)], age)
+    slope = (newer - older) / integrate(lambda t: (t / age) ** -q, age - 4, age)
+    bar = newer + slope * integrate(lambda t: (t / age) ** -q, age, age + cost)
     (verdict,) = recorder.named("verdict")
     assert verdict["gain"] == pytest.approx(bar - loss(after), rel=1e-4)
     assert verdict["kept"]
-    assert verdict["credit_steps"] == pytest.approx(
-        min(30.0, verdict["gain"] / ((older - newer) / 4)), rel=1e-4
-    )
+    assert verdict["credit_steps"] == pytest.approx(min(30.0, verdict["gain"] / -slope), rel=1e-4)
 
 
 def test_f82_the_slope_is_measured_anew_after_a_rollback():
@@ -266,7 +275,10 @@ def test_f82_the_slope_is_measured_anew_after_a_rollback():
     r = 0.98
     at = lambda k: 0.5 * (np.mean([r**j for j in range(k - 3, k + 1)]) * gap) ** 2  # noqa: E731
     assert reference.losses[0] == pytest.approx(at(4), rel=1e-5)
-    assert reference.slope == pytest.approx((at(4) - at(0)) / 4, rel=1e-4)
+    q, age = reference.bend, reference.age
+    assert reference.slope == pytest.approx(
+        (at(4) - at(0)) / integrate(lambda t: (t / age) ** -q, age - 4, age), rel=1e-4
+    )
 
 
 def test_f82_the_slope_is_per_real_step_whatever_probes_cost():

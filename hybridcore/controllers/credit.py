@@ -9,7 +9,6 @@ from typing import Any, ClassVar
 import attrs
 
 from hybridcore.config import between
-from hybridcore.controllers.factor import FactorSearch
 from hybridcore.protocols import API_VERSION, Action, Outcome, Phase, Rollout
 from hybridcore.state import EngineState
 
@@ -29,14 +28,16 @@ class CreditConfig:
         recovery: Kept trials after which one such division is taken back.
         boost: With an optimizer that has momentum, the multiple of the reach that is taken where the reach is
             twice ``1 + least_gain`` or more; below, it falls to 1 at ``1 + least_gain``.
-        factor_step: With an optimizer that normalises its gradients, trials compare the horizon with one
-            this many times as long or short; 1 never does.
-        factor_low: Smallest multiple of the reach that such comparisons may choose.
-        factor_high: Largest multiple.
-        factor_z: Standard errors by which the other horizon must win.
-        foresight: Where a dynamics model is configured, each trial tries the horizon, or one `factor_step`
+        align_up: With an optimizer that normalises its gradients, the horizon may exceed the reach: it
+            grows while gradients point along the steps before them by this many standard errors.
+        align_down: It shrinks towards the reach where they point back by this many.
+        align_growth: Growth per step seen; it shrinks by the square of this.
+        align_leak: It shrinks by this per step seen while neither is clear.
+        align_reach: Largest multiple of the reach to which it may grow so.
+        align_most: Longest horizon to which it may grow so.
+        foresight: Where a dynamics model is configured, each trial tries the horizon, or one `foresight_step`
             times as long or short, whichever promises the lowest training loss at the trial's end.
-        factor_pause: Real steps of pause after a comparison that changes nothing; doubles with each in a row.
+        foresight_step: See there.
         patience: Verdicts in a row that prove no gain, after which jumps rest; 0 never rests. A gain is
             proven where it is more than its standard error.
         rest: Real steps of such a rest; doubles with each in a row.
@@ -49,14 +50,27 @@ class CreditConfig:
     caution: float = attrs.field(default=2.0, validator=between(1.0, low_open=True))
     recovery: int = attrs.field(default=16, validator=between(1))
     boost: float = attrs.field(default=1.5, validator=between(1.0))
-    factor_step: float = attrs.field(default=1.5, validator=between(1.0))
-    factor_low: float = attrs.field(default=0.5, validator=between(0.0, 1.0, low_open=True))
-    factor_high: float = attrs.field(default=4.0, validator=between(1.0))
-    factor_z: float = attrs.field(default=2.0, validator=between(0.0))
-    factor_pause: int = attrs.field(default=60, validator=between(0))
+    align_up: float = attrs.field(default=2.5, validator=between(0.0))
+    align_down: float = attrs.field(default=1.5, validator=between(0.0))
+    align_growth: float = attrs.field(default=1.1, validator=between(1.0, low_open=True))
+    align_leak: float = attrs.field(default=1.005, validator=between(1.0))
+    align_reach: float = attrs.field(default=3.0, validator=between(0.0, low_open=True))
+    align_most: float = attrs.field(default=8.0, validator=between(1.0))
     patience: int = attrs.field(default=2, validator=between(0))
     rest: int = attrs.field(default=100, validator=between(1))
     foresight: bool = False
+    foresight_step: float = attrs.field(default=1.5, validator=between(1.0))
+
+
+_FEWEST = 5
+"""Cosines without which alignment says nothing."""
+
+
+def _standardised(cosines: tuple[float, ...]) -> float:
+    """Their mean in standard errors."""
+    mean = math.fsum(cosines) / len(cosines)
+    variance = math.fsum((c - mean) ** 2 for c in cosines) / (len(cosines) - 1)
+    return mean / max(math.sqrt(variance / len(cosines)), 1e-12)
 
 
 class Credit:
@@ -67,8 +81,9 @@ class Credit:
     `window` real steps are guarded, and every now and then judged by probe.
 
     Where the optimizer normalises its gradients, their size does not shorten the reach when steps get too
-    long, and the reach is only a guess up to a factor. There two trials in a row, one with the factor and one
-    with another, are compared by the fall of the loss of averaged weights; see `FactorSearch`.
+    long, and the reach is only a guess up to a factor, at first too short a one. There the alignment of
+    gradients with the steps before them (`hybridcore.alignment.Alignment`) may lift h above the reach: it
+    grows while they agree, and falls back to the reach where they do not.
 
     What has stopped to pay is left alone: after `patience` verdicts in a row without a proven gain, jumps
     rest. A model that has learned what its data tell goes on overfitting, and would only do so sooner.
@@ -80,11 +95,11 @@ class Credit:
 
     name: ClassVar[str] = "credit"
     api_version: ClassVar[int] = API_VERSION
-    needs: ClassVar[frozenset[str]] = frozenset({"last-update", "reach", "window-means"})
+    needs: ClassVar[frozenset[str]] = frozenset({"last-update", "reach", "alignment", "window-means"})
     Config: ClassVar[type] = CreditConfig
 
     def __init__(self, config: CreditConfig | None = None) -> None:
-        c = self.config = config or CreditConfig()
+        self.config = config or CreditConfig()
         self._h = 1.0
         self._step = 0
         self._divisor = 1.0
@@ -95,9 +110,9 @@ class Credit:
         self._waits = 0
         self._outlook = 1.0
         self._dry = self._rests = self._resumes = 0
-        self._factor = FactorSearch(
-            step=c.factor_step, low=c.factor_low, high=c.factor_high, z=c.factor_z, pause=c.factor_pause
-        )
+        self._aligned = 1.0
+        self._since = self._seen = 0
+        self._climbing = False
 
     def choose(self, state: EngineState) -> Action:
         """Repeat the last update h - 1 times, or rest until the next sample of the reach."""
@@ -107,19 +122,20 @@ class Credit:
         opening = state.trial_steps_left == 0
         worth, reach = 1.0 + c.least_gain, state.reach if math.isfinite(state.reach) else 1.0
         fading = state.learning_rate < 0.5 * state.peak_learning_rate
-        search = self._factor
-        if opening and state.normalised and state.may_predict and not fading and self._h >= worth:
-            search.begin(state.step)
         if opening and c.foresight and state.forecast is not None:
             self._outlook = self._best_outlook(state, state.forecast)
         if opening and state.step < self._resumes:
             self._h, self._step = 1.0, state.step
             return self._rest(state, f"no gain was proven; jumps rest until step {self._resumes}")
-        target = self._outlook * search.value * self._boosted(reach, state) / self._divisor
+        boosted = self._boosted(reach, state)
+        supported = boosted / self._divisor
+        if state.normalised:
+            supported = max(supported, self._follow(state, reach))
+        target = self._outlook * supported
         allowed = self._h * c.growth ** min(max(1, state.step - self._step), 100)
         self._h = max(1.0, min(target, allowed))
         self._step = state.step
-        if fading or (self._h < worth and not search.comparing):
+        if fading or self._h < worth:
             reason = (
                 "the learning rate is in its decay" if fading else f"the path supports {target:.3g} steps"
             )
@@ -140,11 +156,10 @@ class Credit:
                 Phase.FULL, length if not awake else 1, f"predictor {name!r} is not ready", observe=awake
             )
         self._waits = 0
-        probe = opening and (self._trials + 1 >= self._next_probe or search.comparing)
+        probe = opening and self._trials + 1 >= self._next_probe
         if probe and not state.curve_known:
             reason = "a verdict needs to know how fast the loss falls without jumps"
             return Action(Phase.FULL, 2, reason, observe=True, averaged=True)
-        near = state.step + 2 * c.window
         return Action(
             Phase.PREDICT,
             0,
@@ -154,7 +169,7 @@ class Credit:
             settle=c.window,
             judge="probe" if probe else "guard",
             continuous=True,
-            averaged=probe or self._trials + 2 >= self._next_probe or search.comparing or search.due(near),
+            averaged=probe or self._trials + 2 >= self._next_probe,
         )
 
     def _boosted(self, reach: float, state: EngineState) -> float:
@@ -164,6 +179,25 @@ class Credit:
             return reach
         worth = 1.0 + c.least_gain
         return reach * (1.0 + (c.boost - 1.0) * min(max(reach / worth - 1.0, 0.0), 1.0))
+
+    def _follow(self, state: EngineState, reach: float) -> float:
+        """The horizon that alignment supports: longer or shorter by every new cosine that is clear."""
+        c = self.config
+        fresh = state.aligned_steps - self._seen
+        self._seen = state.aligned_steps
+        usable = min(state.aligned_steps - self._since, len(state.alignments))
+        if fresh > 0 and usable >= _FEWEST:
+            z = _standardised(state.alignments[-usable:])
+            self._climbing = z > c.align_up
+            if self._climbing:
+                self._aligned *= c.align_growth**fresh
+            elif z < -c.align_down:
+                self._aligned /= c.align_growth**2
+                self._since = state.aligned_steps
+            else:
+                self._aligned /= c.align_leak**fresh
+        self._aligned = max(min(self._aligned, c.align_reach * reach, c.align_most), 1.0)
+        return self._aligned
 
     def _best_outlook(self, state: EngineState, forecast: Callable[[Action, int], Rollout]) -> float:
         """Ratio of the horizon with the lowest forecast, plus one deviation of what the model ignores.
@@ -180,14 +214,14 @@ class Credit:
                 return math.nan
             return float(rollout.mean[-1]) + math.sqrt(max(float(rollout.epistemic[-1]), 0.0))
 
-        promises = {ratio: promised(ratio) for ratio in (1.0, c.factor_step, 1.0 / c.factor_step)}
+        promises = {ratio: promised(ratio) for ratio in (1.0, c.foresight_step, 1.0 / c.foresight_step)}
         if not all(map(math.isfinite, promises.values())):
             return 1.0
         return min(promises, key=promises.__getitem__)
 
     def _rest(self, state: EngineState, reason: str) -> Action:
         wait = state.next_sample - state.step - 2
-        if wait > 0 and state.trial_steps_left == 0:
+        if wait > 0 and state.trial_steps_left == 0 and not self._climbing:
             return Action(Phase.FULL, wait, reason, observe=False)
         near = self._h >= 1.0 + 0.5 * self.config.least_gain
         return Action(Phase.FULL, 2, reason, averaged=near, observe=True)
@@ -202,10 +236,11 @@ class Credit:
         self._trials += 1
         if not outcome.kept and outcome.jumps == 0:
             return
-        tried_longer = self._factor.feedback(outcome, self._step)
-        if (not outcome.kept or outcome.behind_steps > 0.0) and not tried_longer:
+        if not outcome.kept or outcome.behind_steps > 0.0:
             self._divisor *= c.caution
             self._h = max(1.0, self._h / c.caution)
+            self._aligned = max(1.0, self._aligned / c.caution)
+            self._since, self._climbing = self._seen, False
             self._kept = 0
         if not outcome.kept:
             return
@@ -224,6 +259,8 @@ class Credit:
             self._dry = self._rests = 0
             return
         self._gap = 1
+        if outcome.falling:
+            return  # there is still something to learn, and too little of it to tell who taught it
         if outcome.behind_steps > 0.0:
             return  # the horizon was too long, and is shorter now
         self._dry += 1
@@ -234,13 +271,9 @@ class Credit:
 
     def state_dict(self) -> dict[str, Any]:
         """State as plain data."""
-        own = {k: v for k, v in vars(self).items() if k not in ("config", "_factor")}
-        return {**own, "factor": self._factor.state_dict()}
+        return {k: v for k, v in vars(self).items() if k != "config"}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Put back what `state_dict` gave."""
         for key, value in state.items():
-            if key == "factor":
-                self._factor.load_state_dict(value)
-            else:
-                setattr(self, key, value)
+            setattr(self, key, value)

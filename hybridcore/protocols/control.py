@@ -64,10 +64,8 @@ class Outcome:
         credit_seconds: The same in seconds.
         straightness: Cosine between the last two window displacements; NaN when not known.
         reason: One line.
-        quickening: Fall of the probe loss per real step, less that of the trial just before; NaN where not
-            both were judged by probe.
-        quickening_error: Its standard error.
         behind_steps: Real steps that a kept trial is behind the reference curve; 0 where it is not.
+        falling: The probe loss is clearly below that before the jump.
     """
 
     kept: bool
@@ -81,9 +79,8 @@ class Outcome:
     credit_seconds: float
     straightness: float
     reason: str
-    quickening: float = float("nan")
-    quickening_error: float = float("nan")
     behind_steps: float = 0.0
+    falling: bool = False
 
 
 @runtime_checkable

@@ -1,4 +1,4 @@
-"""Every operation of the protocol is one that a run asks its kernel set for, and gives what it gave without."""
+"""Every operation of the protocol is one that a run asks its kernel set for, with the same results."""
 
 from __future__ import annotations
 
