@@ -43,6 +43,7 @@ from hybridcore.protocols import (
     Predictor,
     StepRecord,
     StepResult,
+    UsesKernels,
 )
 from hybridcore.ranks import Ranks, Timed
 from hybridcore.rates import RateControl
@@ -316,6 +317,8 @@ class Engine:
         parts = build_parts(config, registry)
         if config.kernels.name != "auto":
             registry.get("kernel", config.kernels.name)
+        model = parts.dynamics
+        sizes = model.rollout_sizes(len(parts.predictors)) if isinstance(model, UsesKernels) else None
         return cls(
             adapter,
             config,
@@ -327,7 +330,7 @@ class Engine:
             corrector=parts.corrector,
             monitors=parts.monitors,
             dynamics=parts.dynamics,
-            kernels=choose(config.kernels.name, registry.kernels, adapter),
+            kernels=choose(config.kernels.name, registry.kernels, adapter, sizes=sizes),
         )
 
     # -- the loop ----------------------------------------------------------------------------------
