@@ -18,7 +18,7 @@ from hybridcore.protocols import Ensemble, KernelSet, RolloutSizes
 __all__ = ["RolloutCase"]
 
 TIE = 1e-5
-"""Two classes whose scores ``log p + noise`` are closer than this may change places by rounding of float32."""
+"""Two classes whose scores ``log p + noise`` are this close may change places by rounding of float32."""
 
 Paths = tuple[NDArray[Any], NDArray[Any]]
 

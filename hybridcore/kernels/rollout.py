@@ -40,7 +40,7 @@ def rollout(
     xp: ModuleType,
 ) -> tuple[NDArray[Any], NDArray[Any]]:
     """Steps and raw log variances of every path; see `hybridcore.protocols.KernelSet.rollout`."""
-    sizes, p = sizes_of(models), models.weights
+    sizes, p = sizes_of(models), dict(models.weights)
     core, draws = StateSpace(sizes, xp), iter(noise)
     count, context = features.shape[0], features.shape[1] - 1
     samples = noise.shape[2] // count
