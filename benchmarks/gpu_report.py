@@ -76,8 +76,8 @@ def modes(found: dict[str, Any]) -> list[str]:
 def rollouts(rows: list[dict[str, Any]]) -> list[str]:
     """Roll-outs by the kernel and by NumPy."""
     lines = [
-        "| members x horizon | error against NumPy, float64 | undecided paths | µs: NumPy | kernel | with new weights "
-        "| beside training | forecast: NumPy | kernel |",
+        "| members x horizon | error against NumPy, float64 | undecided paths | µs: NumPy | kernel "
+        "| with new weights | beside training | forecast: NumPy | kernel |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
     for r in rows:

@@ -132,8 +132,8 @@ def run(deadline: float, quick: bool, failures: list[Any]) -> dict[str, Any]:
             )
             if members > 1:
                 print(
-                    f"      whole forecast: error {row['forecast_error']:.1e}, CPU {row['forecast_cpu_us']:.0f}, "
-                    f"GPU {row['forecast_gpu_us']:.0f} us",
+                    f"      whole forecast: error {row['forecast_error']:.1e}, "
+                    f"CPU {row['forecast_cpu_us']:.0f}, GPU {row['forecast_gpu_us']:.0f} us",
                     flush=True,
                 )
             slow = members >= 5 and row["gpu_us"] >= row["cpu_us"]

@@ -96,9 +96,9 @@ class KernelSet(Protocol):
     """Fused operations on buckets; `hybridcore.kernels.ReferenceKernels` says what each one must give.
 
     No operation writes to its arguments, so that one that fails can be repeated by the reference.
-    Operations that give Python numbers wait for the device once; all others only queue work on the
-    framework's current stream. Where they must not be trusted to be right or fast, the engine measures:
-    see `hybridcore.kernels.choose`.
+    Operations that give Python numbers or NumPy arrays wait for the device once; all others only queue work
+    on the framework's current stream. Where they must not be trusted to be right or fast, the engine
+    measures: see `hybridcore.kernels.choose`.
     """
 
     name: ClassVar[str]
