@@ -1,6 +1,6 @@
 """Builds, checks and times the CUDA kernels on one GPU, in one call of less than nine minutes.
 
-    python -m benchmarks.gpu [--json FILE] [--seconds 500] [--only checks,rollout,streams,frameworks,modes,training]
+    python -m benchmarks.gpu [--json FILE] [--seconds 500] [--only checks,rollout,streams,...]
 
 Needs PyTorch and CuPy; JAX where it is installed. Runs from a checkout: the distributions need not be
 installed, only what they depend on (array-api-compat, attrs, cattrs, pluggy, tomli-w).
