@@ -1,12 +1,13 @@
 """Builds, checks and times the CUDA kernels on one GPU, in one call of less than nine minutes.
 
-    python -m benchmarks.gpu [--json FILE] [--seconds 500] [--only checks,streams,frameworks,training]
+    python -m benchmarks.gpu [--json FILE] [--seconds 500] [--only checks,rollout,streams,...]
 
 Needs PyTorch and CuPy; JAX where it is installed. Runs from a checkout: the distributions need not be
 installed, only what they depend on (array-api-compat, attrs, cattrs, pluggy, tomli-w).
 
 - checks: every kernel against float64 on odd, empty and strided arrays of every alignment; no operation that
   gives arrays waits for the device; memory stays flat; a failing kernel falls back.
+- rollout: forecasts of the dynamics model `rssm` by the kernel and by NumPy, equality and time.
 - streams: bandwidth of every kernel at three sizes as a share of a plain copy's in the same run, beside the
   Array API expressions on tensors and the same fused by `torch.compile` or `torch._foreach`.
 - frameworks: JAX and CuPy arrays through DLPack.
@@ -34,7 +35,7 @@ ROOT = Path(__file__).resolve().parent.parent
 for folder in (ROOT, ROOT / "adapters/torch/src", ROOT / "kernels/cupy/src"):
     sys.path.insert(0, str(folder))
 
-PARTS = ("checks", "streams", "frameworks", "modes", "training")
+PARTS = ("checks", "rollout", "streams", "frameworks", "modes", "training")
 
 
 def versions() -> dict[str, Any]:

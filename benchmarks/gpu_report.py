@@ -73,12 +73,37 @@ def modes(found: dict[str, Any]) -> list[str]:
     return lines
 
 
+def rollouts(rows: list[dict[str, Any]]) -> list[str]:
+    """Roll-outs by the kernel and by NumPy."""
+    lines = [
+        "| members x horizon | error against NumPy, float64 | undecided paths | µs: NumPy | kernel "
+        "| with new weights | beside training | forecast: NumPy | kernel |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for r in rows:
+        names = (
+            "cpu_us",
+            "gpu_us",
+            "gpu_new_weights_us",
+            "gpu_busy_us",
+            "forecast_cpu_us",
+            "forecast_gpu_us",
+        )
+        times = " | ".join(f"{r[name]:,.0f}" if name in r else "-" for name in names)
+        errors = f"{r['error']:.0e}, {r['error_float64']:.0e}"
+        undecided = f"{r['undecided']} of {r['paths']}"
+        lines.append(f"| {r['members']} x {r['horizon']} | {errors} | {undecided} | {times} |")
+    return lines
+
+
 def main() -> int:
     results = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
     print(", ".join(f"{name} {value}" for name, value in results["versions"].items()))
     if "streams" in results:
         print(f"\nCopy: {results['streams']['copy_gb_s']:.0f} GB/s read and written.\n")
         print("\n".join(streams(results["streams"])))
+    if "rollout" in results:
+        print("\n" + "\n".join(rollouts(results["rollout"]["rows"])))
     if "modes" in results:
         print("\n" + "\n".join(modes(results["modes"])))
     if "frameworks" in results:

@@ -30,6 +30,7 @@ from hybridcore.protocols import (
     Predictor,
     StepRecord,
     StepResult,
+    UsesKernels,
 )
 from hybridcore.summary import engine_summary
 from hybridcore.wiring import wire
@@ -146,6 +147,8 @@ class Engine:
         parts = build_parts(config, registry)
         if config.kernels.name != "auto":
             registry.get("kernel", config.kernels.name)
+        model = parts.dynamics
+        sizes = model.rollout_sizes(len(parts.predictors)) if isinstance(model, UsesKernels) else None
         return cls(
             adapter,
             config,
@@ -157,7 +160,7 @@ class Engine:
             corrector=parts.corrector,
             monitors=parts.monitors,
             dynamics=parts.dynamics,
-            kernels=choose(config.kernels.name, registry.kernels, adapter),
+            kernels=choose(config.kernels.name, registry.kernels, adapter, sizes=sizes),
         )
 
     @property

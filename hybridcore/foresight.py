@@ -18,7 +18,7 @@ from hybridcore.dynamics.keeper import DynamicsKeeper
 from hybridcore.errors import HybridCoreError
 from hybridcore.history import History
 from hybridcore.phases import PhaseMachine
-from hybridcore.protocols import Action, Adapter, Dynamics, Phase, Rollout, StepRecord
+from hybridcore.protocols import Action, Adapter, Dynamics, Phase, Rollout, StepRecord, UsesKernels
 from hybridcore.state import Statistics
 
 __all__ = ["Foresight"]
@@ -37,7 +37,7 @@ class Foresight:
         config: Table ``[dynamics]``, seed and length of the run.
         adapter: Gives the optimizer's moments and the namespace.
         statistics: Gives the features.
-        history: Gives the straightness.
+        history: Gives the straightness, and the kernels that a model asks for roll-outs.
         machine: Gives the phase.
         counts: Gives the step.
         predictors: Registry names that actions may carry.
@@ -79,6 +79,8 @@ class Foresight:
             otherwise=None,
             passes=(HybridCoreError,),
         )
+        if isinstance(model, UsesKernels):
+            model.kernels = history.kernels
         self.lost = ["dynamics", model.name] in containment.dropped
         self.keeper = DynamicsKeeper(model, config.dynamics, adapter.layout.total, containment)
         self._moments: dict[str, float] = {}

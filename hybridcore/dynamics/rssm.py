@@ -10,12 +10,14 @@ import numpy as np
 
 from hybridcore.config import between
 from hybridcore.dynamics.adam import Adam, to_numpy
-from hybridcore.dynamics.base import CALL, DynamicsOptions, Forecast, OnlineModel, Singles
+from hybridcore.dynamics.base import CALL, INPUTS, DynamicsOptions, Forecast, OnlineModel, Singles
 from hybridcore.dynamics.categorical import gumbel
-from hybridcore.dynamics.layers import LOG_VARIANCE, Array
+from hybridcore.dynamics.encoding import ActionEncoder
+from hybridcore.dynamics.layers import LOG_VARIANCE
 from hybridcore.dynamics.level import symlog
 from hybridcore.dynamics.state_space import Objective, Sizes, StateSpace
-from hybridcore.protocols import API_VERSION
+from hybridcore.kernels.reference import REFERENCE
+from hybridcore.protocols import API_VERSION, Ensemble, KernelSet, RolloutSizes
 
 __all__ = ["Rssm", "RssmOptions"]
 
@@ -67,6 +69,9 @@ class Rssm(OnlineModel):
     `samples` paths per member; the variance between members' means is the epistemic part, the predicted noise
     plus the variance between paths of one member the aleatoric one.
 
+    Attributes:
+        kernels: Who draws the paths; weights and results lie on the host either way.
+
     Example:
         >>> Rssm(RssmOptions(deterministic=8, hidden=8)).context
         5
@@ -80,6 +85,7 @@ class Rssm(OnlineModel):
     def __init__(self, config: RssmOptions | None = None) -> None:
         config = config or RssmOptions()
         self.context = config.context + 1
+        self.kernels: KernelSet = REFERENCE
         super().__init__(config)
 
     def _build(self, features: int, actions: int, rng: np.random.Generator) -> None:
@@ -105,6 +111,7 @@ class Rssm(OnlineModel):
         self._adam = Adam(o.learning_rate)
         self._core = StateSpace(self._sizes, self.xp)
         self._params = {n: self.xp.asarray(a) for n, a in self._sizes.weights(rng).items()}
+        self._ensemble = Ensemble(self._params, o.classes)
 
     def _learn(self, end: int) -> bool:
         o, context = self.options, self.options.context
@@ -155,41 +162,38 @@ class Rssm(OnlineModel):
 
     def _forecast(self, features: Singles, actions: Singles, horizon: int) -> Forecast:
         o, count = self.options, len(features)
-        draws = self._draws()
-        latent = self._sizes.latent
-
-        def many(rows: Any) -> Array:
-            """Every row once per sample, for each member."""
-            wide = np.repeat(np.asarray(rows, np.float32), o.samples, axis=0)
-            return self.xp.asarray(np.broadcast_to(wide, (o.members, *wide.shape)).copy())
-
-        def noise() -> Array:
-            return self.xp.asarray(gumbel(draws, (o.members, count * o.samples, latent)))
-
-        x = symlog(features.astype(np.float64))
-        h, z, _ = self._core.start(self._params, many(x[:, 0]), noise())
-        for t in range(o.context):
-            h, _, _, _, _ = self._core.advance(
-                self._params, h, z, many(actions[:, t]), noise(), many(x[:, t])
-            )
-            z, _ = self._core.observe(self._params, h, many(x[:, t + 1]), noise())
-        real = many(np.broadcast_to(self._encoder.real_step, actions[:, -1].shape))
-        action, newest = many(actions[:, -1]), many(x[:, -1])
-        steps, raws = [], []
-        for _ in range(horizon):
-            h, z, step, raw, _ = self._core.advance(self._params, h, z, action, noise(), newest)
-            steps.append(to_numpy(step).astype(np.float64))
-            raws.append(to_numpy(raw).astype(np.float64))
-            action = real
+        draws = 1 + 2 * o.context + horizon
+        noise = gumbel(self._draws(), (draws, o.members, count * o.samples, self._sizes.latent))
+        seen = symlog(features.astype(np.float64)).astype(np.float32)
+        if self._ensemble.weights is not self._params:
+            self._ensemble = Ensemble(self._params, o.classes)
+        found = self.kernels.rollout(self._ensemble, seen, actions, self._encoder.real_step, noise, self.xp)
+        steps, raws = (part.astype(np.float64) for part in found)
         shape = (o.members, count, o.samples, horizon)
-        path = symlog(np.cumsum(np.concatenate(steps, axis=-1), axis=-1)).reshape(shape)
-        variance = np.exp(LOG_VARIANCE * np.tanh(np.concatenate(raws, axis=-1) / LOG_VARIANCE)).reshape(shape)
+        path = symlog(np.cumsum(steps, axis=-1)).reshape(shape)
+        variance = np.exp(LOG_VARIANCE * np.tanh(raws / LOG_VARIANCE)).reshape(shape)
         means = path.mean(axis=2)
         aleatoric = (variance.mean(axis=2) + path.var(axis=2, ddof=1)).mean(axis=0)
         # Means of a few samples differ by chance too; that part is no disagreement.
         chance = (path.var(axis=2, ddof=1) / o.samples).mean(axis=0)
         epistemic = np.maximum(means.var(axis=0, ddof=1) - chance, 0.0)
         return Forecast(means.mean(axis=0), epistemic, aleatoric)
+
+    def rollout_sizes(self, predictors: int) -> RolloutSizes:
+        """Sizes of a forecast from one start over the longest horizon that is trained."""
+        o = self.options
+        return RolloutSizes(
+            features=INPUTS,
+            actions=ActionEncoder([""] * predictors).size,
+            deterministic=o.deterministic,
+            stochastic=o.stochastic,
+            classes=o.classes,
+            hidden=o.hidden,
+            members=o.members,
+            samples=o.samples,
+            context=o.context,
+            horizon=o.longest,
+        )
 
     @property
     def flops_per_update(self) -> float:

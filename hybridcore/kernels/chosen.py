@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from hybridcore.errors import HybridCoreError
 from hybridcore.kernels.reference import REFERENCE
 from hybridcore.layout import Array, Buckets
-from hybridcore.protocols import API_VERSION, EncodedBuckets, KernelSet, Runs
+from hybridcore.protocols import API_VERSION, EncodedBuckets, Ensemble, KernelSet, Runs
 
 __all__ = ["OPERATIONS", "ChosenKernels", "KernelChoice"]
 
@@ -29,6 +29,7 @@ OPERATIONS = (
     "encode",
     "decode",
     "compress",
+    "rollout",
 )
 """Names of the operations of `hybridcore.protocols.KernelSet`."""
 
@@ -166,3 +167,15 @@ class ChosenKernels:
     ) -> tuple[Array, Array]:
         """Low-rank factors of a matrix."""
         return self._do("compress", lambda k: k.compress(matrix, rank, test, iterations, xp))
+
+    def rollout(
+        self,
+        models: Ensemble,
+        features: NDArray[Any],
+        actions: NDArray[Any],
+        ahead: NDArray[Any],
+        noise: NDArray[Any],
+        xp: ModuleType,
+    ) -> tuple[NDArray[Any], NDArray[Any]]:
+        """Paths of an ensemble of recurrent models."""
+        return self._do("rollout", lambda k: k.rollout(models, features, actions, ahead, noise, xp))

@@ -5,15 +5,16 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from types import ModuleType
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from hybridcore.errors import RankError
 from hybridcore.kernels.chosen import ChosenKernels
+from hybridcore.kernels.reference import REFERENCE
 from hybridcore.layout import Array, Buckets
-from hybridcore.protocols import API_VERSION, EncodedBuckets, RankedAdapter, Runs
+from hybridcore.protocols import API_VERSION, EncodedBuckets, Ensemble, RankedAdapter, Runs
 
 __all__ = ["RankedKernels"]
 
@@ -116,6 +117,18 @@ class RankedKernels:
     ) -> tuple[Array, Array]:
         """Low-rank factors of a matrix."""
         return self._kernels.compress(matrix, rank, test, iterations, xp)
+
+    def rollout(
+        self,
+        models: Ensemble,
+        features: NDArray[Any],
+        actions: NDArray[Any],
+        ahead: NDArray[Any],
+        noise: NDArray[Any],
+        xp: ModuleType,
+    ) -> tuple[NDArray[Any], NDArray[Any]]:
+        """Paths of an ensemble, by the reference: all ranks must find the same, whatever each chose."""
+        return REFERENCE.rollout(models, features, actions, ahead, noise, xp)
 
 
 def _alike(rows: NDArray[np.float64]) -> bool:

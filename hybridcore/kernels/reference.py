@@ -6,15 +6,16 @@ import math
 from collections.abc import Sequence
 from itertools import accumulate
 from types import ModuleType
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from hybridcore.kernels import encoding, lowrank
 from hybridcore.kernels.host import to_numbers
+from hybridcore.kernels.rollout import rollout
 from hybridcore.layout import Array, Buckets
-from hybridcore.protocols import API_VERSION, EncodedBuckets, Runs
+from hybridcore.protocols import API_VERSION, EncodedBuckets, Ensemble, Runs
 
 __all__ = ["REFERENCE", "ReferenceKernels"]
 
@@ -100,6 +101,18 @@ class ReferenceKernels:
     ) -> tuple[Array, Array]:
         """Randomised low-rank factors; see `hybridcore.kernels.lowrank`."""
         return lowrank.compress(matrix, rank, test, iterations, xp)
+
+    def rollout(
+        self,
+        models: Ensemble,
+        features: NDArray[Any],
+        actions: NDArray[Any],
+        ahead: NDArray[Any],
+        noise: NDArray[Any],
+        xp: ModuleType,
+    ) -> tuple[NDArray[Any], NDArray[Any]]:
+        """Paths of an ensemble of recurrent models; see `hybridcore.kernels.rollout`."""
+        return rollout(models, features, actions, ahead, noise, xp)
 
 
 REFERENCE = ReferenceKernels()

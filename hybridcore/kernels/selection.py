@@ -8,8 +8,8 @@ from typing import Any
 
 from hybridcore.kernels.chosen import OPERATIONS, ChosenKernels, KernelChoice
 from hybridcore.kernels.reference import REFERENCE
-from hybridcore.kernels.trial import ELEMENTS, JUDGED, Sample, same, seconds
-from hybridcore.protocols import Adapter, KernelSet
+from hybridcore.kernels.trial import ELEMENTS, JUDGED, TYPICAL, Sample, same, seconds
+from hybridcore.protocols import Adapter, KernelSet, RolloutSizes
 
 __all__ = ["choose", "is_accelerator"]
 
@@ -20,7 +20,12 @@ MARGIN = 0.95
 
 
 def choose(
-    name: str, classes: Mapping[str, type[Any]], adapter: Adapter, *, elements: int | None = None
+    name: str,
+    classes: Mapping[str, type[Any]],
+    adapter: Adapter,
+    *,
+    elements: int | None = None,
+    sizes: RolloutSizes | None = TYPICAL,
 ) -> ChosenKernels:
     """Kernels of a run (``kernels.name``), tried once on the adapter's device.
 
@@ -29,6 +34,7 @@ def choose(
         classes: Kernel set classes by registry name.
         adapter: Gives namespace, device, size and clock.
         elements: Numbers per array in the trial; as many as the model has weights, up to `ELEMENTS`, if None.
+        sizes: Of the roll-outs that the run asks for; none is tried, and the reference does it, if None.
 
     Returns:
         The kernels; every doubt (a wrong result, a missing toolkit, no memory, no gain) means the reference,
@@ -48,7 +54,7 @@ def choose(
     best: dict[str, KernelSet] = {}
     choices = {choice.operation: choice for choice in _all("no kernel set serves this device")}
     for each in wanted:
-        found = _try(each, classes[each], adapter, count, timed=name == "auto")
+        found = _try(each, classes[each], adapter, count, sizes, timed=name == "auto")
         if isinstance(found, str):
             choices = {op: c if op in best else _reference(op, found) for op, c in choices.items()}
             continue
@@ -74,7 +80,13 @@ def is_accelerator(device: str) -> bool:
 
 
 def _try(
-    name: str, cls: type[Any], adapter: Adapter, count: int, *, timed: bool
+    name: str,
+    cls: type[Any],
+    adapter: Adapter,
+    count: int,
+    sizes: RolloutSizes | None,
+    *,
+    timed: bool,
 ) -> tuple[KernelSet, dict[str, KernelChoice]] | str:
     """The kernel set with a choice per operation, or why it is not used at all."""
     xp = adapter.xp
@@ -88,15 +100,18 @@ def _try(
                 logger.warning("kernel set %s; the Array API reference is used", reason)
             return kernels, {op: _reference(op, reason) for op in OPERATIONS}
         like = adapter.read_params()[0]
-        judged = Sample.make(xp, like, min(count, JUDGED))
-        wrong = [op for op in OPERATIONS if not same(judged, op, judged.calls[op](kernels))]
+        judged = Sample.make(xp, like, min(count, JUDGED), sizes)
+        tried = tuple(judged.calls)
+        wrong = [op for op in tried if not same(judged, op, judged.calls[op](kernels))]
         if timed:
             del judged
-            sample = Sample.make(xp, like, count)
-            choices = {op: _compare(kernels, op, sample, adapter) for op in OPERATIONS if op not in wrong}
+            sample = Sample.make(xp, like, count, sizes)
+            choices = {op: _compare(kernels, op, sample, adapter) for op in tried if op not in wrong}
         else:
             words = "asked for, and right"
-            choices = {op: KernelChoice(op, kernels.name, words) for op in OPERATIONS if op not in wrong}
+            choices = {op: KernelChoice(op, kernels.name, words) for op in tried if op not in wrong}
+        unused = [op for op in OPERATIONS if op not in tried]
+        choices |= {op: _reference(op, "nothing in this run asks for it") for op in unused}
         choices |= {op: _reference(op, f"wrong result of {kernels.name}") for op in wrong}
     except Exception as error:
         reason = f"{name} failed in its trial: {type(error).__name__}: {error}"

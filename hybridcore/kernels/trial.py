@@ -15,9 +15,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hybridcore.kernels.host import to_host
+from hybridcore.kernels.paths import RolloutCase
 from hybridcore.kernels.reference import REFERENCE
 from hybridcore.layout import Array, Buckets, ParamGroup
-from hybridcore.protocols import EncodedBuckets, KernelSet
+from hybridcore.protocols import EncodedBuckets, KernelSet, RolloutSizes
 
 __all__ = ["ELEMENTS", "JUDGED", "Sample", "same", "seconds"]
 
@@ -30,6 +31,9 @@ JUDGED = (1 << 22) + 3
 TOLERANCE = 1e-4
 """Largest error that counts as rounding: of arrays relative to the largest number, of an inner product
 ``a . b`` relative to ``|a| |b|``, since orthogonal vectors leave nothing but rounding."""
+
+TYPICAL = RolloutSizes()
+"""Roll-out that is tried where no model says its own sizes."""
 
 
 @attrs.frozen
@@ -48,13 +52,14 @@ class Sample:
     exact: Mapping[str, Callable[[], Any]]
 
     @classmethod
-    def make(cls, xp: ModuleType, like: Array, count: int) -> Sample:
+    def make(cls, xp: ModuleType, like: Array, count: int, sizes: RolloutSizes | None = TYPICAL) -> Sample:
         """Arrays of `count` numbers on the device of `like`, filled without a transfer from the host.
 
         Args:
             xp: Array namespace.
             like: A bucket; the trial's arrays lie on its device and have its dtype.
             count: Numbers per array; the last run is short and begins at an odd place.
+            sizes: Of the roll-out, whose arguments lie on the host; none is tried if None.
         """
         count = max(8, count)
 
@@ -69,11 +74,16 @@ class Sample:
         test = np.random.default_rng(0).standard_normal((side, min(side, 12)))
         given["test"] = xp.asarray(test, dtype=like.dtype, device=like.device)
         calls = _calls(given, count, xp)
+        if sizes is not None:
+            case = RolloutCase.decided(sizes)
+            calls["rollout"] = case.on
         wide = _lazily(lambda: _calls({n: to_host(x, xp) for n, x in given.items()}, count, compat_numpy))
 
         def exact(operation: str) -> Callable[[], Any]:
             if operation in ("encode", "decode"):
                 return lambda: calls[operation](REFERENCE)
+            if operation == "rollout":
+                return lambda: case.wide().on(REFERENCE)
             return lambda: wide()[operation](REFERENCE)
 
         return cls(xp, calls, {operation: exact(operation) for operation in calls})

@@ -18,7 +18,7 @@ from hybridcore.protocols.adapter import (
 from hybridcore.protocols.control import Action, Controller, Outcome
 from hybridcore.protocols.correction import Correction, Corrector, Residual, Situation
 from hybridcore.protocols.dynamics import Dynamics, Rollout, StepOutcome
-from hybridcore.protocols.kernels import EncodedBuckets, KernelSet, Runs
+from hybridcore.protocols.kernels import EncodedBuckets, Ensemble, KernelSet, RolloutSizes, Runs, UsesKernels
 from hybridcore.protocols.monitor import Monitor, Signal, SignalLevel
 from hybridcore.protocols.predictor import LinearisingPredictor, MeasuringPredictor, Prediction, Predictor
 from hybridcore.protocols.run import Framework, OptimizerSpec, Problem, Task, TaskRun, Tracker
@@ -38,6 +38,7 @@ __all__ = [
     "Corrector",
     "Dynamics",
     "EncodedBuckets",
+    "Ensemble",
     "Framework",
     "KernelSet",
     "LinearisingPredictor",
@@ -55,6 +56,7 @@ __all__ = [
     "Residual",
     "ResidualAdapter",
     "Rollout",
+    "RolloutSizes",
     "Runs",
     "Signal",
     "SignalLevel",
@@ -66,4 +68,5 @@ __all__ = [
     "Task",
     "TaskRun",
     "Tracker",
+    "UsesKernels",
 ]

@@ -1,4 +1,4 @@
-"""Every operation of the protocol is one that a run asks its kernel set for, with the same results."""
+"""Every operation of the protocol is one that a run asks its kernel set for; results are those without."""
 
 from __future__ import annotations
 
@@ -9,10 +9,15 @@ from engine_lab import build, clouds, configure, drive
 
 from hybridcore.controllers.fixed import Fixed, FixedConfig
 from hybridcore.correction.gains import Gains, GainsConfig
+from hybridcore.dynamics.rssm import Rssm, RssmOptions
 from hybridcore.kernels import ChosenKernels, ReferenceKernels
 from hybridcore.kernels.chosen import OPERATIONS
 from hybridcore.predictors.spectral import Spectral
-from hybridcore.protocols import OptimizerSpec
+from hybridcore.protocols import Action, OptimizerSpec, Phase
+
+
+def small_model():
+    return Rssm(RssmOptions(deterministic=8, hidden=8, stochastic=2, classes=4, samples=2, members=2))
 
 
 class Counted(ReferenceKernels):
@@ -30,9 +35,19 @@ class Counted(ReferenceKernels):
 
 
 class Watching(Fixed):
-    """Has all that a controller may ask the history for kept."""
+    """Has all that a controller may ask the history for kept, and asks the dynamics model now and then."""
 
     needs = frozenset({"reach", "window-means", "straightness", "last-update"})
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.forecasts = []
+
+    def choose(self, state):
+        if state.step > 40 and len(self.forecasts) < 3:
+            forecast = state.forecast(Action(Phase.FULL, 1, ""), 6)
+            self.forecasts.append(forecast.mean.tobytes() + forecast.epistemic.tobytes())
+        return super().choose(state)
 
 
 def run(kernels, dtype):
@@ -43,12 +58,20 @@ def run(kernels, dtype):
     corrector = Gains(GainsConfig(rank=1))
     chosen = ChosenKernels(dict.fromkeys(OPERATIONS, kernels)) if kernels else ChosenKernels({})
     engine, recorder = build(
-        adapter, config, controller, Spectral(), probes, corrector=corrector, kernels=chosen
+        adapter,
+        config,
+        controller,
+        Spectral(),
+        probes,
+        corrector=corrector,
+        kernels=chosen,
+        dynamics=small_model(),
     )
     drive(engine, 250, batches)
     assert chosen.failure is None and engine.counts.jumps > 3
     assert any(r.weights is not None for r in engine.corrections.store)
-    return recorder.trace(), [b.tobytes() for b in adapter.read_params()]
+    assert len(controller.forecasts) == 3
+    return recorder.trace(), [b.tobytes() for b in adapter.read_params()], controller.forecasts
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "int8"])

@@ -10,7 +10,7 @@ sys.path.insert(0, str(__import__("pathlib").Path(__file__).parent))
 
 import emulation
 
-from hybridcore_cupy import CupyKernels, device
+from hybridcore_cupy import CupyKernels, device, rollout
 
 
 @pytest.fixture(scope="session")
@@ -27,9 +27,11 @@ def emulated(library_folder, monkeypatch):
     monkeypatch.setattr(device, "THREADS", 64)
     monkeypatch.setattr(device, "SUMS_PER_PROCESSOR", 3)
     device._ready.devices.clear()
+    rollout._places.found.clear()
     for cached in (device.kernel, device.processors, device._handle):
         cached.cache_clear()
     yield CupyKernels()
     device._ready.devices.clear()
+    rollout._places.found.clear()
     for cached in (device.kernel, device.processors, device._handle):
         cached.cache_clear()

@@ -140,6 +140,20 @@ class Kernel:
         cls.known[function]._launch(x, y, threads, shared, ctypes.c_void_p(argument))
 
 
+class Memory:
+    """Memory of the "device", or page-locked memory: bytes of the host."""
+
+    def __init__(self, size: int) -> None:
+        self._bytes = ctypes.create_string_buffer(b"\x7f" * size, size)
+        self.ptr = ctypes.addressof(self._bytes)
+
+
+def copy(to: int, source: int, size: int, kind: int, stream: int) -> None:
+    """``cudaMemcpyAsync`` that is done when it returns."""
+    assert kind in (1, 2) and size > 0
+    ctypes.memmove(to, source, size)
+
+
 class Device(nullcontext):
     """Any device; small, so that grids stride."""
 
@@ -157,7 +171,10 @@ def fake_cupy(folder: Path) -> ModuleType:
     module.cuda = SimpleNamespace(
         Device=Device,
         ExternalStream=lambda pointer, device=0: nullcontext(),
-        runtime=SimpleNamespace(getDevice=lambda: 0),
+        Stream=lambda non_blocking: SimpleNamespace(ptr=0, synchronize=lambda: None),
+        alloc=Memory,
+        alloc_pinned_memory=ctypes.create_string_buffer,
+        runtime=SimpleNamespace(getDevice=lambda: 0, memcpyAsync=copy),
         driver=SimpleNamespace(launchKernel=Kernel.by_driver),
     )
     return module

@@ -10,11 +10,19 @@ from importlib import metadata
 
 import pytest
 
+from hybridcore.dynamics.categorical import UNIFORM
 from hybridcore_cupy import device
 from hybridcore_cupy.lowrank import MOST_SIDE
-from hybridcore_cupy.structs import MOST_ARRAYS, MOST_RUNS
+from hybridcore_cupy.rollout import NAMES
+from hybridcore_cupy.structs import LAYERS, MOST_ARRAYS, MOST_RUNS
 
-SOURCES = [("stream", 0), ("encode", 0), ("small", 0), *(("snapshots", k) for k in (1, 5, MOST_ARRAYS))]
+SOURCES = [
+    ("stream", 0),
+    ("encode", 0),
+    ("small", 0),
+    ("rollout", 0),
+    *(("snapshots", k) for k in (1, 5, MOST_ARRAYS)),
+]
 ARCHITECTURE = "compute_80"
 
 
@@ -71,3 +79,7 @@ def test_the_sources_share_their_constants_with_python():
     assert f"#define MOST_ARRAYS {MOST_ARRAYS}" in text
     assert f"#define MOST_RUNS {MOST_RUNS}" in text
     assert f"#define MOST_SIDE {MOST_SIDE}" in device.source("small")
+    text = device.source("rollout")
+    assert f"#define UNIFORM {UNIFORM}f" in text
+    layers = re.search(r"enum { (.*), LAYERS };", text)
+    assert layers is not None and tuple(layers[1].lower().split(", ")) == NAMES and len(NAMES) == LAYERS

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from types import ModuleType
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import array_api_compat
 import numpy as np
@@ -14,11 +14,12 @@ from numpy.typing import NDArray
 from hybridcore.kernels import ReferenceKernels
 from hybridcore.kernels.encoding import BLOCK, stream_key
 from hybridcore.layout import Array, Buckets
-from hybridcore.protocols import API_VERSION, EncodedBuckets, Runs
+from hybridcore.protocols import API_VERSION, EncodedBuckets, Ensemble, Runs
 from hybridcore_cupy.arrays import Arrays, open_arrays
 from hybridcore_cupy.device import load_cupy
 from hybridcore_cupy.lowrank import MOST_SIDE, compress
 from hybridcore_cupy.passes import Pass, fitting
+from hybridcore_cupy.rollout import rollout
 from hybridcore_cupy.structs import MOST_ARRAYS, MOST_RUNS
 
 __all__ = ["CupyKernels"]
@@ -229,6 +230,19 @@ class CupyKernels(ReferenceKernels):
         if not served or not 0 < int(test.shape[1]) <= MOST_SIDE or not matrix.shape[0]:
             return super().compress(matrix, rank, test, iterations, xp)
         return compress(matrix, rank, test, iterations, xp)
+
+    def rollout(
+        self,
+        models: Ensemble,
+        features: NDArray[Any],
+        actions: NDArray[Any],
+        ahead: NDArray[Any],
+        noise: NDArray[Any],
+        xp: ModuleType,
+    ) -> tuple[NDArray[Any], NDArray[Any]]:
+        """Paths of an ensemble on the host in one launch, on a stream of their own; waits for them."""
+        found = rollout(models, features, actions, ahead, noise)
+        return super().rollout(models, features, actions, ahead, noise, xp) if found is None else found
 
 
 def _combine(arrays: Arrays, vectors: Sequence[Buckets], weights: list[float]) -> Buckets:
