@@ -53,11 +53,8 @@ def attach(params, probe, **options):
     return Hybrid(engine, adapter)
 
 
-def train(params, place=lambda batch: batch, resume_at=None, resume=None):
-    """Decisions, losses and final weights; with `resume_at` by a second engine from there on.
-
-    `resume` makes the second engine, from the first one, the parameters and `place`; in memory by default.
-    """
+def train(params, place=lambda batch: batch, resume_at=None):
+    """Decisions, losses and final weights; with `resume_at` by a second engine from there on."""
     hybrid = attach(params, place(BATCHES[0]))
     decisions, losses = [], []
 
@@ -68,7 +65,7 @@ def train(params, place=lambda batch: batch, resume_at=None, resume=None):
     hybrid.engine.events.listen(listen)
     for number, batch in enumerate(BATCHES):
         if number == resume_at:
-            hybrid = (resume or resumed)(hybrid, params, place)
+            hybrid = resumed(hybrid, params, place)
             hybrid.engine.events.listen(listen)
         losses.append(hybrid.step(place(batch)))
         for name, leaf in hybrid.params.items():

@@ -14,9 +14,10 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
-from many_devices import BATCHES, PLAIN, attach, train
+from many_devices import BATCHES, PLAIN, attach
 
 from hybridcore.errors import CheckpointError
+from hybridcore.events import Event
 from hybridcore_jax.orbax_checkpoints import OrbaxCheckpoints
 
 STOP = 24
@@ -29,26 +30,42 @@ def spread(specs):
     return placed, mesh
 
 
-def through(folder):
-    """Resume by a fresh engine from what the old one has written."""
+def listened(hybrid):
+    decisions = []
 
-    def resume(hybrid, params, place):
-        assert OrbaxCheckpoints(hybrid, folder).save(STOP, {"draw": 0.1 + jax.process_index()})
-        wrong = {n: jax.device_put(np.zeros_like(PLAIN[n]), w.sharding) for n, w in params.items()}
-        fresh = attach(wrong, place(BATCHES[0]))
-        checkpoints = OrbaxCheckpoints(fresh, folder)
-        assert checkpoints.resume() == STOP
-        assert checkpoints.extra == {"draw": 0.1 + jax.process_index()}
-        for name, leaf in fresh.params.items():
-            assert leaf.sharding == params[name].sharding, (name, leaf.sharding)
-        return fresh
+    def listen(event, payload):
+        if event in (Event.JUMP, Event.VERDICT):
+            decisions.append([event.value, payload.get("step"), payload.get("kept")])
 
-    return resume
+    hybrid.engine.events.listen(listen)
+    return decisions
 
 
-def same(one, other):
-    assert one[:2] == other[:2]
-    assert all(np.array_equal(w, one[2][n]) for n, w in other[2].items())
+def train(params, place, folder):
+    """The whole training, which a fresh engine repeats to the last bit from the checkpoint within."""
+    hybrid, losses = attach(params, place(BATCHES[0])), []
+    decisions = listened(hybrid)
+    extra = {"draw": 0.1 + jax.process_index()}
+    for number, batch in enumerate(BATCHES):
+        if number == STOP:
+            assert OrbaxCheckpoints(hybrid, folder).save(STOP, extra)
+            known = len(decisions)
+        losses.append(hybrid.step(place(batch)))
+
+    wrong = {n: jax.device_put(np.zeros_like(PLAIN[n]), w.sharding) for n, w in params.items()}
+    fresh = attach(wrong, place(BATCHES[0]))
+    again = listened(fresh)
+    checkpoints = OrbaxCheckpoints(fresh, folder)
+    assert checkpoints.resume() == STOP
+    assert checkpoints.extra == extra
+    for name, leaf in fresh.params.items():
+        assert leaf.sharding == params[name].sharding, (name, leaf.sharding)
+    assert [fresh.step(place(batch)) for batch in BATCHES[STOP:]] == losses[STOP:]
+    assert again == decisions[known:]
+    assert [row[2] for row in again if row[0] == "verdict"][:1] == [False]  # to a snapshot that was on disk
+    weights = {n: np.asarray(w) for n, w in fresh.params.items()}
+    assert all(np.array_equal(w, weights[n]) for n, w in hybrid.params.items())
+    return decisions, losses, weights
 
 
 def refusal(hybrid, folder):
@@ -65,8 +82,7 @@ def devices(folder):
     def dealt(batch):
         return jax.device_put(batch, NamedSharding(mesh, P(("data", "model"))))
 
-    whole = train(params, dealt)
-    same(whole, train(params, dealt, STOP, through(folder)))
+    train(params, dealt, folder)
 
     # An older checkpoint is used where a file of the newer one is changed, missing or new.
     hybrid = attach(params, dealt(BATCHES[0]))
@@ -107,8 +123,7 @@ def process(rank, port, folder):
     def place(batch):
         return tuple(jax.make_array_from_process_local_data(dealt, x[4 * rank : 4 * rank + 4]) for x in batch)
 
-    whole = train(params, place)
-    same(whole, train(params, place, STOP, through(folder)))
+    whole = train(params, place, folder)
     checkpoint = folder / f"batch-{STOP:09d}"
     run = [whole[0], whole[1], {n: w.tolist() for n, w in whole[2].items()}]
     print(json.dumps({"run": run, "files": sorted(path.name for path in checkpoint.iterdir())}))
