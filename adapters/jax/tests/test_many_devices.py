@@ -32,7 +32,7 @@ def start(*arguments, devices=1, program=PROGRAM):
 
 
 def answer(program):
-    out, errors = program.communicate(timeout=300)
+    out, errors = program.communicate(timeout=600)
     assert program.returncode == 0, errors
     return json.loads(out.splitlines()[-1])
 
