@@ -45,7 +45,7 @@ def batch(number, size=64):
 
 
 torch.manual_seed(0)
-model = nn.Sequential(nn.Linear(64, 128), nn.ReLU(), nn.Linear(128, 10)).to(device)
+model = nn.Sequential(nn.Linear(64, 128), nn.SiLU(), nn.Linear(128, 10)).to(device)
 model = nn.parallel.DistributedDataParallel(model)
 optimizer = torch.optim.SGD(model.parameters(), lr=1e-2, momentum=0.9)
 criterion = nn.CrossEntropyLoss(reduction="none")

@@ -74,8 +74,9 @@ def write(contents: Contents, folder: Path, version: str) -> None:
 
 
 def entries(folder: Path) -> dict[str, FileEntry]:
-    """Sizes and checksums of all files in a folder, by name."""
-    return {path.name: _entry(path) for path in sorted(folder.iterdir())}
+    """Sizes and checksums of all files in a folder and below it, by their names from there."""
+    found = sorted(path for path in folder.rglob("*") if not path.is_dir() or path.is_symlink())
+    return {path.relative_to(folder).as_posix(): _entry(path) for path in found}
 
 
 def seal(unfinished: Path, folder: Path, manifest: Manifest) -> None:
@@ -90,9 +91,10 @@ def seal(unfinished: Path, folder: Path, manifest: Manifest) -> None:
         OSError: The disk is full, or the like.
     """
     (unfinished / MANIFEST).write_bytes(manifest.dump())
-    for name in (*manifest.files, MANIFEST):
-        _sync(unfinished / name)
-    _sync(unfinished)
+    below = {parent for name in manifest.files for parent in (unfinished / name).parents}
+    for path in (*(unfinished / name for name in (*manifest.files, MANIFEST)), *below):
+        if path.is_relative_to(unfinished):
+            _sync(path)
     if folder.exists():
         discard(folder)
     os.replace(unfinished, folder)  # noqa: PTH105 - Path.replace is the same call
@@ -143,6 +145,9 @@ def verify(folder: Path, names: re.Pattern[str] | None = None) -> Manifest:
     manifest = read_manifest(folder, names)
     for name, entry in manifest.files.items():
         _regular(folder / name)
+        for parent in Path(name).parents[:-1]:
+            if (folder / parent).is_symlink():
+                _changed(folder / parent, entry)
         if _entry(folder / name) != entry:
             _changed(folder / name, entry)
     return manifest

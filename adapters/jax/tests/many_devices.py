@@ -6,6 +6,7 @@ python many_devices.py process RANK PORT  one of two processes
 
 from __future__ import annotations
 
+import functools
 import json
 import sys
 
@@ -96,6 +97,7 @@ def agree(found, truth):
         np.testing.assert_allclose(found[2][name], weight, rtol=1e-3, atol=1e-5)
 
 
+@functools.cache
 def truth():
     """The training on one device."""
     found = train(PLAIN)

@@ -16,14 +16,14 @@ import pytest
 PROGRAM = Path(__file__).with_name("many_devices.py")
 
 
-def start(*arguments, devices=1):
+def start(*arguments, devices=1, program=PROGRAM):
     flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={devices}"
     cache = {
         "JAX_COMPILATION_CACHE_DIR": str(jax.config.jax_compilation_cache_dir or ""),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
     }
     return subprocess.Popen(
-        [sys.executable, str(PROGRAM), *map(str, arguments)],
+        [sys.executable, str(program), *map(str, arguments)],
         env={**os.environ, **cache, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -32,7 +32,7 @@ def start(*arguments, devices=1):
 
 
 def answer(program):
-    out, errors = program.communicate(timeout=300)
+    out, errors = program.communicate(timeout=600)
     assert program.returncode == 0, errors
     return json.loads(out.splitlines()[-1])
 

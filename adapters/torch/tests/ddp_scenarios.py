@@ -10,7 +10,7 @@ from typing import Any, NoReturn
 import numpy as np
 import torch
 from checkpoint_scenario import checkpoint
-from rank_lab import Decisions, Lab, error_of, keep, squared_error, weights_digest
+from rank_lab import Decisions, Lab, error_of, exchanges, keep, squared_error, weights_digest
 from torch import distributed, nn
 
 from hybridcore_torch import TorchAdapter
@@ -59,11 +59,13 @@ def verdicts(lab: Lab) -> dict[str, Any]:
     model = wrapped(lab)
     gradients, decisions = count_gradients(model), Decisions(model)
     hybrid = lab.hybrid(model, decisions)
-    for index in range(STEPS):
-        hybrid.step(lab.batch(index))
+    losses = [hybrid.step(lab.batch(index)) for index in range(STEPS)]
     summary = hybrid.finish()
     return {
         **decisions.summary(),
+        "phases": decisions.phases,
+        "gains": decisions.gains,
+        "losses": losses,
         "gradients": len(gradients),
         "backward": summary["backward_passes"],
         "numbers": [p.double().tolist() for p in model.module.parameters()],
@@ -152,7 +154,12 @@ def rows(lab: Lab) -> dict[str, Any]:
     got = adapter.probe_loss((x[part], y[part]))
     with torch.no_grad():
         wanted = squared_error(model.module, (x, y)).double().numpy()
-    return {"got": got.tolist(), "wanted": wanted.tolist(), "sizes": [part.start, part.stop]}
+    return {
+        "got": got.tolist(),
+        "wanted": wanted.tolist(),
+        "sizes": [part.start, part.stop],
+        "exchanges": exchanges(adapter, lab),
+    }
 
 
 def own_loop(lab: Lab) -> dict[str, Any]:

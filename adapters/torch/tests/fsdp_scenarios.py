@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from checkpoint_scenario import checkpoint
-from rank_lab import Decisions, Lab, squared_error, weights_digest
+from rank_lab import Decisions, Lab, exchanges, squared_error, weights_digest
 from torch import nn
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
@@ -165,7 +165,10 @@ def numbers(lab: Lab) -> dict[str, Any]:
         momentum.train_step(lab.batch(index))
     momentum.after_jump(momentum.read_params())
     last = momentum.train_step(lab.batch(4))
+    other = sharded(lab)
+    fresh = TorchAdapter(other, torch.optim.Adam(other.parameters(), lr=0.01), squared_error)
     return {
+        "exchanges": exchanges(fresh, lab),
         "norms": norms,
         "norm": last.grad_norm,
         "moments": adapter.moments(),

@@ -19,7 +19,7 @@ from torch import distributed, nn
 
 from hybridcore.config import HybridConfig
 from hybridcore.configfile import config_from_dict
-from hybridcore_torch import Hybrid, hybridize
+from hybridcore_torch import Hybrid, TorchAdapter, hybridize
 
 FOLDER = Path(__file__).resolve().parent
 
@@ -79,6 +79,8 @@ class Decisions:
         self.log: list[str] = []
         self.weights: list[str] = []
         self.verdicts: list[bool] = []
+        self.phases: list[list[Any]] = []
+        self.gains: list[float] = []
         self.jumps = 0
 
     def __call__(self, event: Any, payload: Any) -> None:
@@ -89,6 +91,9 @@ class Decisions:
             self.weights.append(weights_digest(self.model))
         elif str(event) == "verdict":
             self.verdicts.append(bool(payload["kept"]))
+            self.gains.append(float(payload["gain"]))
+        elif str(event) == "phase-start":
+            self.phases.append([payload["step"], payload["phase"], payload["length"]])
 
     def digest(self) -> str:
         """One word for the whole log."""
@@ -156,6 +161,21 @@ def lab_config(**tables: Any) -> HybridConfig:
     for name, table in tables.items():
         base[name] = {**base.get(name, {}), **table}
     return config_from_dict(base)
+
+
+def exchanges(adapter: TorchAdapter, lab: Lab) -> dict[str, list[int]]:
+    """Exchanges of the engine in each of some real steps, and in each of some probes of one batch."""
+    probe = lab.batch(10**6, 48)
+
+    def taken(action: Any) -> int:
+        before = adapter.exchanges
+        action()
+        return adapter.exchanges - before
+
+    return {
+        "steps": [taken(lambda i=i: adapter.train_step(lab.batch(i))) for i in range(12)],
+        "probes": [taken(lambda: adapter.probe_loss(probe)) for _ in range(4)],
+    }
 
 
 def error_of(action: Any) -> list[str]:

@@ -94,6 +94,7 @@ def test_norms_moments_and_the_momentum_rule_go_over_all_shards(found: Found) ->
     last = momentum.train_step(lab.batch(4))
     assert found[0]["numbers"] == found[1]["numbers"]
     here = found[0]["numbers"]
+    assert here["exchanges"] == {"steps": [1] * 12, "probes": [2, 1, 1, 1]}
     assert here["norms"] == pytest.approx(norms)
     assert here["norm"] == pytest.approx(last.grad_norm)
     assert here["moments"] == pytest.approx(adapter.moments(), rel=1e-6, abs=1e-12)

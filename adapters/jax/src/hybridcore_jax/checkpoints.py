@@ -17,11 +17,18 @@ from hybridcore.protocols import ArrayRef
 from hybridcore_jax.snapshot import JaxSnapshot
 from hybridcore_jax.trees import named_leaves
 
-__all__ = ["export", "put_together", "take_apart"]
+__all__ = ["export", "is_key", "put_together", "rebuild", "take_apart", "to_plain"]
 
 
-def _is_key(leaf: Any) -> bool:
+def is_key(leaf: Any) -> bool:
+    """Whether it is an array of typed random keys."""
     return isinstance(leaf, jax.Array) and bool(jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key))
+
+
+def to_plain(leaf: Any) -> NDArray[Any]:
+    """The whole array in this process's memory; bfloat16 and the like as integers of the same bits."""
+    host = np.asarray(jax.random.key_data(leaf) if is_key(leaf) else leaf)
+    return host if host.dtype.kind in "biuf" else host.view(f"u{host.dtype.itemsize}")
 
 
 def take_apart(snapshot: JaxSnapshot) -> tuple[dict[str, NDArray[Any]], Any]:
@@ -32,11 +39,8 @@ def take_apart(snapshot: JaxSnapshot) -> tuple[dict[str, NDArray[Any]], Any]:
         if not isinstance(leaf, jax.Array | np.ndarray):
             leaves.append(leaf)
             continue
-        host = np.asarray(jax.random.key_data(leaf) if _is_key(leaf) else leaf)
-        if host.dtype.kind not in "biuf":
-            host = host.view(f"u{host.dtype.itemsize}")
         key = str(len(arrays))
-        arrays[key] = host
+        arrays[key] = to_plain(leaf)
         leaves.append(ArrayRef(key, str(leaf.dtype)))
     return arrays, {"leaves": leaves, "updates": snapshot.updates, "factor": snapshot.factor}
 
@@ -49,10 +53,25 @@ def put_together(
     Raises:
         SnapshotError: It does not fit the train state.
     """
+    return rebuild(arrays, data, layout, like, {})
+
+
+def rebuild(
+    arrays: Mapping[str, NDArray[Any]],
+    data: Any,
+    layout: ParamLayout,
+    like: Any,
+    placed: Mapping[str, jax.Array],
+) -> JaxSnapshot:
+    """`put_together` where some leaves are known by ``["orbax", key, dtype]`` and `placed` already.
+
+    Raises:
+        SnapshotError: It does not fit the train state.
+    """
     live, structure = jax.tree.flatten(like)
     try:
         pairs = zip(data["leaves"], live, strict=True)
-        leaves = [_leaf(saved, current, arrays) for saved, current in pairs]
+        leaves = [_leaf(saved, current, arrays, placed) for saved, current in pairs]
         state = jax.tree.unflatten(structure, leaves)
         return JaxSnapshot(layout, state, int(data["updates"]), float(data["factor"]))
     except (KeyError, TypeError, ValueError, AttributeError) as error:
@@ -65,11 +84,20 @@ def put_together(
         ) from error
 
 
-def _leaf(saved: Any, current: Any, arrays: Mapping[str, NDArray[Any]]) -> Any:
+def _leaf(
+    saved: Any, current: Any, arrays: Mapping[str, NDArray[Any]], placed: Mapping[str, jax.Array]
+) -> Any:
+    if isinstance(saved, list) and len(saved) == 3 and saved[0] == "orbax":
+        found = placed[saved[1]]
+        if is_key(current):
+            found = jax.random.wrap_key_data(found, impl=jax.random.key_impl(current))
+        if found.shape != current.shape or saved[2] != str(found.dtype):
+            raise ValueError(f"{saved[2]} {found.shape} where {current.dtype} {current.shape} is needed")
+        return found
     if not isinstance(saved, ArrayRef):
         return saved
     host = np.array(arrays[saved.key])
-    if _is_key(current):
+    if is_key(current):
         if saved.dtype != str(current.dtype):
             raise ValueError(f"a key of {saved.dtype} where {current.dtype} is needed")
         return jax.random.wrap_key_data(jnp.asarray(host), impl=jax.random.key_impl(current))

@@ -206,6 +206,11 @@ class Hybrid:
         """End the run: judge an open trial with what is known, and return the summary."""
         return self.engine.finish()
 
+    def resumed(self) -> None:
+        """Hear that the engine goes on from another state, for example that of a checkpoint."""
+        self._seen = self.adapter.real_steps
+        self.stepped = self._expected = False
+
     def _require_probes(self) -> None:
         if not len(self.engine.probes):
             raise ProbeError(

@@ -463,8 +463,7 @@ class TorchAdapter:
         """
         if self._ranks is None:
             return StepResult(loss, self.last_grad_norm)
-        agreed = self._ranks.exchange(loss)
-        return StepResult(agreed, self._runner.whole_norm(self.last_grad_norm))
+        return StepResult(*self._ranks.exchange(loss, self.last_grad_norm))
 
     def listen_before_step(self, callback: Callable[[], None]) -> None:
         """Call `callback` right before each update that the host itself makes."""

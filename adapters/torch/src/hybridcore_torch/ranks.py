@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -18,6 +19,10 @@ __all__ = ["TorchRanks", "find_ranks", "peers_watched"]
 
 _SIGNS = ("gloo", "nccl", "connection closed", "connection reset", "broken pipe", "socket", "process group")
 """Words by which PyTorch's communication errors, which are plain RuntimeErrors, are told from others."""
+
+
+_Finish = Callable[..., tuple[NDArray[np.float64], float]]
+"""Waits for an exchange; the numbers of all ranks, and a number of this rank's own that came along."""
 
 
 def find_ranks(model: nn.Module, params: Sequence[torch.Tensor], wanted: bool | None) -> int:
@@ -85,15 +90,19 @@ class TorchRanks:
 
     Attributes:
         exchanges: Collectives so far.
+        examples: Examples of all batches of the latest step together.
     """
 
     def __init__(self, world_size: int, copies: int, device: torch.device) -> None:
-        self.world_size, self.copies, self.exchanges = world_size, copies, 0
+        self.world_size, self.copies = world_size, copies
+        self.exchanges = self.examples = 0
         backend = str(distributed.get_backend())
         self._device = device if "nccl" in backend and "gloo" not in backend else torch.device("cpu")
         self._seconds = self._agreed_seconds = 0.0
         self._told = False
-        self._waiting: Callable[[], NDArray[np.float64]] | None = None
+        self._waiting: _Finish | None = None
+        self._held: torch.Tensor | None = None
+        self._room = 0
 
     @property
     def sharded(self) -> bool:
@@ -103,60 +112,96 @@ class TorchRanks:
     def gather(self, values: Sequence[float]) -> NDArray[np.float64]:
         """Numbers of all ranks, shape (ranks, k)."""
         with peers_watched("an exchange of numbers"):
-            return self._start(torch.tensor(values, dtype=torch.float64))()
+            return self._start(torch.tensor(values, dtype=torch.float64))()[0]
 
-    def _start(self, mine: torch.Tensor) -> Callable[[], NDArray[np.float64]]:
+    def _start(self, mine: torch.Tensor) -> _Finish:
         self.exchanges += 1
         mine = mine.to(self._device)
         rows = [torch.empty_like(mine) for _ in range(self.world_size)]
         work = distributed.all_gather(rows, mine, async_op=True)
 
-        def finish() -> NDArray[np.float64]:
+        def finish(beside: torch.Tensor | None = None) -> tuple[NDArray[np.float64], float]:
             if work is not None:
                 work.wait()
-            return torch.stack(rows).cpu().numpy()
+            parts = rows if beside is None else [*rows, self._number(beside)]
+            numbers = torch.cat(parts).cpu().numpy()  # on a GPU the only wait
+            count = len(rows) * mine.numel()
+            return numbers[:count].reshape(len(rows), -1), float(numbers[-1])
 
         return finish
 
+    def _number(self, value: torch.Tensor | float) -> torch.Tensor:
+        number = torch.as_tensor(value, dtype=torch.float64).detach()
+        return number.reshape(1).to(self._device)
+
     def gather_rows(self, rows: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Arrays (n_r, ...) of all ranks one below the other; n_r may differ, the other sizes may not."""
-        counts = self.gather([float(len(rows))])[:, 0].astype(int)
-        padded = np.zeros((int(counts.max()), *rows.shape[1:]))
-        padded[: len(rows)] = rows
-        whole = self.gather(padded.ravel().tolist()).reshape(self.world_size, *padded.shape)
-        return np.concatenate([part[:n] for part, n in zip(whole, counts, strict=True)])
+        """Arrays (n_r, ...) of all ranks one below the other; n_r may differ, the other sizes may not.
+
+        One exchange, with as much room as was needed so far; a second one where that was too little.
+        """
+        mine = np.ravel(rows)
+        sent = np.zeros(1 + self._room)
+        sent[0] = len(rows)
+        sent[1 : 1 + mine.size] = mine[: self._room]
+        found = self.gather(sent.tolist())
+        counts = found[:, 0].astype(int)
+        width = int(np.prod(rows.shape[1:], dtype=int))
+        needed = int(counts.max()) * width
+        if needed > self._room:
+            self._room = needed  # the same on all ranks, since all have the same counts
+            whole = self.gather(np.pad(mine, (0, needed - mine.size)).tolist())
+        else:
+            whole = found[:, 1:]
+        parts = [row[: n * width].reshape(n, *rows.shape[1:]) for row, n in zip(whole, counts, strict=True)]
+        return np.concatenate(parts)
 
     # The numbers of a real step
 
     def announce(self, loss: torch.Tensor, examples: int) -> None:
         """Send this rank's loss on its way while the backward pass runs.
 
+        Where parameters are sharded it waits for `collect`: there the norm has to travel too, and one
+        exchange after the backward pass is less than two.
+
         Args:
             loss: Mean loss of this rank's batch.
             examples: Examples in it.
         """
         other = torch.tensor([float(examples), self._seconds], dtype=torch.float64, device=self._device)
-        mine = torch.cat((loss.detach().reshape(1).to(self._device, torch.float64), other))
+        mine = torch.cat((self._number(loss), other))
+        if self.sharded:
+            self._held = mine
+            return
         with peers_watched("the loss of a step"):
             self._waiting = self._start(mine)
 
-    def collect(self) -> tuple[float, int]:
-        """Mean loss over the ranks and the examples of all batches together, as announced."""
-        assert self._waiting is not None
-        with peers_watched("the loss of a step"):
-            rows = self._waiting()
-        self._waiting = None
-        self._agreed_seconds = float(rows[:, 2].mean())
-        return float(rows[:, 0].mean()), int(rows[:, 1].sum())
+    def collect(self, norm: torch.Tensor | float = 0.0) -> tuple[float, float]:
+        """Mean of the announced losses, and the norm of the whole model's gradient, in one wait.
 
-    def exchange(self, loss: float, examples: int = 0) -> float:
-        """Mean over the ranks of a loss that the host's own loop has found."""
-        self.announce(torch.tensor(loss, dtype=torch.float64), examples)
-        return self.collect()[0]
+        Args:
+            norm: Norm of what this rank holds of the gradient: of all of it, where nothing is sharded.
+        """
+        with peers_watched("the loss of a step"):
+            if self._held is not None:
+                square = self._number(norm).square()
+                rows, _ = self._start(torch.cat((self._held, square)))()
+                size = math.sqrt(float(rows[:, 3].sum()) / self.copies)
+            else:
+                assert self._waiting is not None
+                rows, size = self._waiting(torch.as_tensor(norm))
+        self.forget()
+        self._agreed_seconds = float(rows[:, 2].mean())
+        self.examples = int(rows[:, 1].sum())
+        return float(rows[:, 0].mean()), size
+
+    def exchange(self, loss: float, norm: float) -> tuple[float, float]:
+        """Mean over the ranks of a loss that the host's own loop has found, and the whole gradient's norm."""
+        self.announce(torch.tensor(loss, dtype=torch.float64), 0)
+        return self.collect(norm)
 
     def forget(self) -> None:
-        """A step ended with an error before `collect`."""
-        self._waiting = None
+        """Nothing is announced: a step ended, or broke off before `collect`."""
+        self._waiting = self._held = None
 
     def step_seconds(self, seconds: float) -> float:
         """Mean seconds of the step before; this step's are told with the next loss."""

@@ -166,12 +166,9 @@ class StepRunner:
             self._optimizer.zero_grad(set_to_none=True)
             raise
         self._guard.learn()
-        if self._ranks is None:
-            value, norm = self._finish_gradients(loss)
-        else:
-            agreed, count = self._ranks.collect()
-            value, norm = self._finish_gradients(loss, agreed)
-            loss = loss.new_tensor(value)
+        value, norm = self._finish_gradients(loss)
+        if self._ranks is not None:
+            loss, count = loss.new_tensor(value), self._ranks.examples
         if not math.isfinite(value) or (self._measure and not math.isfinite(norm)):
             self._skip(overflow=not math.isfinite(norm))
             updated = False
@@ -221,10 +218,9 @@ class StepRunner:
             if ready:
                 return ready.pop()
             loss, _ = evaluate()
-            agreed = self._ranks.collect()[0] if self._ranks is not None else None
-            value, norm = self._finish_gradients(loss, agreed)
+            value, norm = self._finish_gradients(loss)
             finite = finite and math.isfinite(value) and not (self._measure and not math.isfinite(norm))
-            return loss if agreed is None else loss.new_tensor(agreed)  # line searches must go alike
+            return loss if self._ranks is None else loss.new_tensor(value)  # line searches must go alike
 
         self._optimizer.step(closure)
         size = self.whole_norm(float(_norm([local(p.detach()) for p in self._params])))
@@ -240,40 +236,48 @@ class StepRunner:
             return norm
         return math.sqrt(self._ranks.add_up([norm * norm])[0])
 
-    def _finish_gradients(self, loss: torch.Tensor, agreed: float | None = None) -> tuple[float, float]:
+    def _finish_gradients(self, loss: torch.Tensor) -> tuple[float, float]:
         """Unscale, measure and clip the gradients; loss and norm as numbers, in one wait for the device.
 
         Args:
-            loss: This process's loss.
-            agreed: The loss that all processes have agreed on.
+            loss: This process's loss; the number is that of all of them.
         """
         if self._scaler is not None:
             self._scaler.unscale_(self._optimizer)
         if self.unit_ratio is not None:
             clip_units([p for p in self._params if p.grad is not None], self.unit_ratio)
         if not self._measure:
-            return loss.item() if agreed is None else agreed, math.nan
+            return loss.item() if self._ranks is None else self._ranks.collect()[0], math.nan
         gradients = [local(p.grad) for p in self._params if p.grad is not None]
         if self._limit is None and self._cheap_check(gradients):
-            if self.since_norm == 0 or self._total > SMALL_MODEL:
-                self.last_norm = self.whole_norm(self._dot_norm(gradients))
-                self.since_norm = self._norm_every
-            self.since_norm -= 1
-            value = loss.item() if agreed is None else agreed
-            if self._total > SMALL_MODEL or self.since_norm == self._norm_every - 1:
-                return value, self.last_norm
-            return value, self.last_norm if self._all_finite(gradients) else math.nan
-        norm = _norm(gradients)
-        if agreed is not None:
-            value, size = agreed, self.whole_norm(norm.item())
-        elif loss.is_cuda:
-            wide = torch.promote_types(torch.promote_types(loss.dtype, norm.dtype), torch.float32)
-            value, size = torch.stack((loss.to(wide), norm.to(loss.device, wide))).tolist()
-        else:
-            value, size = loss.item(), norm.item()
+            return self._check_cheaply(loss, gradients)
+        value, size = self._read_out(loss, _norm(gradients))
         if self._limit is not None and math.isfinite(size) and size > self._limit:
             torch._foreach_mul_(gradients, self._limit / size)
             size = self._limit
+        return value, size
+
+    def _check_cheaply(self, loss: torch.Tensor, gradients: list[torch.Tensor]) -> tuple[float, float]:
+        """Loss and norm on the CPU; small models measure the norm at some steps and only check at others."""
+        measured = self.since_norm == 0 or self._total > SMALL_MODEL
+        if measured:
+            found = self._dot_norm(gradients)
+            self.since_norm = self._norm_every
+        else:
+            found = 0.0 if self._all_finite(gradients) else math.nan
+        self.since_norm -= 1
+        value, found = (loss.item(), found) if self._ranks is None else self._ranks.collect(found)
+        if measured:
+            self.last_norm = found
+        return value, self.last_norm if math.isfinite(found) else found
+
+    def _read_out(self, loss: torch.Tensor, norm: torch.Tensor) -> tuple[float, float]:
+        if self._ranks is not None:
+            return self._ranks.collect(norm)
+        if not loss.is_cuda:
+            return loss.item(), norm.item()
+        wide = torch.promote_types(torch.promote_types(loss.dtype, norm.dtype), torch.float32)
+        value, size = torch.stack((loss.to(wide), norm.to(loss.device, wide))).tolist()
         return value, size
 
     def measure_next(self) -> None:
@@ -299,10 +303,7 @@ class StepRunner:
     def _all_finite(self, gradients: list[torch.Tensor]) -> bool:
         self._found.zero_()
         torch._amp_foreach_non_finite_check_and_unscale_(gradients, self._found, self._one)
-        finite = not self._found.item()
-        if self._ranks is not None and self._ranks.sharded:
-            return self._ranks.add_up([float(not finite)])[0] == 0.0
-        return finite
+        return not self._found.item()
 
     def _on_before(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
         if self._told_to_skip(optimizer):
