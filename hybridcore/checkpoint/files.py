@@ -19,11 +19,25 @@ from hybridcore.checkpoint.codec import Arrays
 from hybridcore.checkpoint.manifest import FileEntry, Manifest, parse_json
 from hybridcore.errors import CheckpointError
 
-__all__ = ["UNFINISHED", "Contents", "discard", "entries", "read", "read_manifest", "seal", "verify", "write"]
+__all__ = [
+    "SHARDS",
+    "UNFINISHED",
+    "Contents",
+    "discard",
+    "entries",
+    "read",
+    "read_manifest",
+    "seal",
+    "verify",
+    "write",
+]
 
 ARRAYS, STATE, MANIFEST = "arrays.safetensors", "state.json", "manifest.json"
 UNFINISHED = ".unfinished-"
 """Prefix of a folder that is being written or removed."""
+
+SHARDS = re.compile(r"(shard-\d{5}-)?model-\d{5}-of-\d{5}\.safetensors")
+"""Names of the files that the processes of one run write."""
 
 
 @attrs.frozen(eq=False)
