@@ -29,9 +29,9 @@ from typing import Any
 
 ROOT = Path(__file__).parents[1]
 SHARES = {
-    "manifest": 0.10, "state": 0.17, "arrays": 0.08, "configuration": 0.16, "overrides": 0.07,
+    "manifest": 0.10, "state": 0.17, "arrays": 0.08, "configuration": 0.18, "overrides": 0.07,
     "metrics": 0.12, "faults": 0.06, "residuals": 0.06, "sweep": 0.04, "network": 0.05,
-    "rank-manifest": 0.03, "shards": 0.03, "torch-state": 0.03,
+    "rank-manifest": 0.03, "shards": 0.01, "torch-state": 0.03,
 }  # fmt: skip
 """How many of all inputs each target gets."""
 NEEDS = {"network": "hybridcore_nowcast", "shards": "hybridcore_torch", "torch-state": "hybridcore_torch"}

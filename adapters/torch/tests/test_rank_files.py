@@ -8,13 +8,16 @@ import pickle
 import sys
 from pathlib import Path
 
+import attrs
 import pytest
 import torch
-from rank_lab import Lab
+from rank_lab import Lab, squared_error
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from hybridcore.errors import CheckpointError
+from hybridcore.errors import CheckpointError, SnapshotError
+from hybridcore.protocols import ArrayRef
+from hybridcore_torch import TorchAdapter
 from hybridcore_torch.rank_checkpoints import RankCheckpoints, load_weights
 from hybridcore_torch.rank_files import read_state, verified
 
@@ -99,6 +102,22 @@ def test_a_file_that_the_manifest_does_not_know_is_refused(written):
         load_weights(folder, lab.model())
     with pytest.raises(CheckpointError, match="no checkpoint of this run is left"):
         RankCheckpoints(lab.hybrid(lab.model()), folder.parent).resume()
+
+
+@pytest.mark.parametrize("name", ["_inductor", "load", "meta", "lazy", "cuda:99", "", "x" * 5000])
+@pytest.mark.parametrize("kind", ["dtype", "device"])
+def test_names_in_a_snapshot_import_nothing(kind, name):
+    """Fuzzing found that an attribute or a device that PyTorch does not have yet makes it import modules."""
+    model = torch.nn.Linear(3, 2)
+    adapter = TorchAdapter(model, torch.optim.SGD(model.parameters(), lr=0.1), squared_error)
+    arrays, data = adapter.snapshot_state(adapter.snapshot())
+    known = set(sys.modules)
+    first, *rest = data["params"]
+    assert isinstance(first, ArrayRef)
+    data["params"] = [attrs.evolve(first, **{kind: name}), *rest]
+    with pytest.raises(SnapshotError, match="put together"):
+        adapter.snapshot_from_state(arrays, data)
+    assert set(sys.modules) == known
 
 
 @pytest.mark.parametrize("offset", [[10**12], [-3], ["x"], None, [2**70], [1, 2, 3]], ids=str)
