@@ -20,6 +20,7 @@ from hybridcore.checkpoint.manifest import FileEntry, Manifest, parse_json
 from hybridcore.errors import CheckpointError
 
 __all__ = [
+    "EITHER",
     "SHARDS",
     "UNFINISHED",
     "Contents",
@@ -38,6 +39,9 @@ UNFINISHED = ".unfinished-"
 
 SHARDS = re.compile(r"(shard-\d{5}-)?model-\d{5}-of-\d{5}\.safetensors")
 """Names of the files that the processes of one run write."""
+
+EITHER = re.compile(rf"{re.escape(ARRAYS)}|{re.escape(STATE)}|{SHARDS.pattern}")
+"""Names of the files of a checkpoint of one process, or of many."""
 
 
 @attrs.frozen(eq=False)
@@ -191,7 +195,7 @@ def _regular(path: Path) -> None:
         mode = path.lstat().st_mode
     except OSError as error:
         raise CheckpointError(
-            f"a file of a checkpoint cannot be read: {error.strerror}",
+            f"{path.name} of a checkpoint cannot be read: {error.strerror}",
             where=str(path),
             fix="use an older checkpoint",
         ) from None

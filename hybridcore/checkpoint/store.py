@@ -58,10 +58,19 @@ class CheckpointStore:
         Returns:
             The folders of the checkpoints that were removed.
         """
-        gone = self.paths()[:-keep] if keep > 0 else self.paths()
+        return self.remove(self.paths()[:-keep] if keep > 0 else self.paths())
+
+    def remove(self, paths: list[Path]) -> list[Path]:
+        """Remove these checkpoints, and what interrupted writing has left.
+
+        Returns:
+            The folders that are gone; the first one that cannot be removed ends it, with a warning.
+        """
+        gone = []
         try:
-            for path in gone:
+            for path in paths:
                 discard(path)
+                gone.append(path)
             for path in self.folder.glob(f"{UNFINISHED}*") if self.folder.is_dir() else ():
                 discard(path)
         except OSError as error:
