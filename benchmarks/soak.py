@@ -256,8 +256,8 @@ def summary(minutes: float, report: dict[str, Any]) -> str:
     """One line for the reader."""
     kept = {name: "{} to {}".format(*report[name]) for name in ("files", "threads", "children")}
     return (
-        f"soak, {minutes:g} minutes: {report['cycles']} cycles, {report['runs with faults']} runs with faults, "
-        f"{report.get('runs resumed', 0)} resumed, {report['steps of the long engine']} steps of one engine; "
+        f"soak, {minutes:g} minutes: {report['cycles']} cycles, {report['runs with faults']} runs with "
+        f"faults, {report.get('runs resumed', 0)} resumed, {report['steps of the long engine']} steps of one engine; "
         f"memory {report['growth_percent']:+.2f} %, "
         + ", ".join(f"{name} {change}" for name, change in kept.items())
         + f"; wrong: {'; '.join(report['wrong']) or 'nothing'}"
