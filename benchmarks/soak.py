@@ -257,7 +257,8 @@ def summary(minutes: float, report: dict[str, Any]) -> str:
     kept = {name: "{} to {}".format(*report[name]) for name in ("files", "threads", "children")}
     return (
         f"soak, {minutes:g} minutes: {report['cycles']} cycles, {report['runs with faults']} runs with "
-        f"faults, {report.get('runs resumed', 0)} resumed, {report['steps of the long engine']} steps of one engine; "
+        f"faults, {report.get('runs resumed', 0)} resumed, "
+        f"{report['steps of the long engine']} steps of one engine; "
         f"memory {report['growth_percent']:+.2f} %, "
         + ", ".join(f"{name} {change}" for name, change in kept.items())
         + f"; wrong: {'; '.join(report['wrong']) or 'nothing'}"
