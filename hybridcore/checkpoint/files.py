@@ -161,7 +161,11 @@ def verify(folder: Path, names: re.Pattern[str] | None = None) -> Manifest:
     manifest = read_manifest(folder, names)
     for name, entry in manifest.files.items():
         _regular(folder / name)
-        if _entry(folder / name) != entry:
+        try:
+            found = _entry(folder / name)
+        except OSError as error:
+            raise _unreadable(folder / name, error) from None
+        if found != entry:
             _changed(folder / name, entry)
     return manifest
 
@@ -194,11 +198,7 @@ def _regular(path: Path) -> None:
     try:
         mode = path.lstat().st_mode
     except OSError as error:
-        raise CheckpointError(
-            f"{path.name} of a checkpoint cannot be read: {error.strerror}",
-            where=str(path),
-            fix="use an older checkpoint",
-        ) from None
+        raise _unreadable(path, error) from None
     if not stat.S_ISREG(mode):
         raise CheckpointError(
             "a file of a checkpoint is no plain file", where=str(path), expected="a file, not a link"
@@ -213,9 +213,15 @@ def _content(path: Path, most: int) -> bytes:
             # A manifest may claim any size, and a read that size takes as much memory before it begins.
             return file.read(min(most, os.fstat(file.fileno()).st_size) + 1)
     except OSError as error:
-        raise CheckpointError(
-            f"a file of a checkpoint cannot be read: {error.strerror}", where=str(path)
-        ) from None
+        raise _unreadable(path, error) from None
+
+
+def _unreadable(path: Path, error: OSError) -> CheckpointError:
+    return CheckpointError(
+        f"{path.name} of a checkpoint cannot be read: {error.strerror}",
+        where=str(path),
+        fix="use an older checkpoint",
+    )
 
 
 def _changed(path: Path, entry: FileEntry) -> None:
