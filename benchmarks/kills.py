@@ -13,7 +13,9 @@ The last run is resumed until its end.
 from __future__ import annotations
 
 import argparse
+import faulthandler
 import json
+import math
 import os
 import random
 import select
@@ -38,7 +40,8 @@ from hybridcore.runner import run_task
 CLOCK = {"elapsed", "seconds", "credit_seconds", "overhead_share", "average_seconds", "averaged_elapsed"}
 CLOCK |= {"time", "config", "dynamics_seconds"}
 FRAMEWORKS = ("numpy", "torch", "jax", "tensorflow")
-_HANGING = 300.0
+_HANGING = 120.0
+"""Seconds without progress after which a run hangs: on a busy machine a sound one may take its time."""
 _KINDS = ("", "time", "", f"{RECORD}write half", "", "time", "", RECORD, "", "time")
 _MEMORY = Path("/dev/shm")
 
@@ -136,29 +139,53 @@ def attempt(made: HybridConfig, folder: Path, registry: Registry, strike: Strike
             traceback.print_exc()
             os._exit(1)
     os.close(say)
-    heard, started = b"", time.monotonic()
-    deadline = started + (_HANGING if strike.seconds is None or strike.training else strike.seconds)
-    while (left := deadline - time.monotonic()) > 0:
-        if select.select([hear], [], [], left)[0]:
+    heard, watch = b"", _Watch(child)
+    until = math.inf if strike.seconds is None or strike.training else time.monotonic() + strike.seconds
+    while (left := until - time.monotonic()) > 0 and not watch.hangs():
+        if select.select([hear], [], [], min(left, 5.0))[0]:
             part = os.read(hear, 4096)
             if not part:
                 break  # the child is gone
             if strike.training and strike.seconds is not None and b"train\n" in part:
-                deadline = time.monotonic() + strike.seconds
+                until = time.monotonic() + strike.seconds
             heard += part
     else:
+        if left > 0:
+            os.kill(child, signal.SIGABRT)  # it says where it is
+            os.waitpid(child, 0)
+            raise TimeoutError(f"a run hung: {heard!r}")
         os.kill(child, signal.SIGKILL)
     code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
     os.close(hear)
-    if code == -signal.SIGKILL and time.monotonic() - started > _HANGING:
-        raise TimeoutError(f"a run hung: {heard!r}")
     return code, heard.decode().removeprefix("train\n").strip()
+
+
+class _Watch:
+    """Sees whether a process works: it hangs after `_HANGING` seconds with hardly any processor time."""
+
+    def __init__(self, process: int) -> None:
+        self._stat = Path(f"/proc/{process}/stat")
+        self._since, self._used = time.monotonic(), self._processor()
+
+    def _processor(self) -> float:
+        try:
+            fields = self._stat.read_text().rpartition(")")[2].split()
+        except OSError:
+            return 0.0
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+    def hangs(self) -> bool:
+        used, now = self._processor(), time.monotonic()
+        if used - self._used > 0.5:
+            self._since, self._used = now, used
+        return now - self._since > _HANGING
 
 
 def _run(
     made: HybridConfig, folder: Path, registry: Registry, resume: bool, strike: Strike, say: int
 ) -> None:
     """The child's whole life."""
+    faulthandler.enable()
     met = 0
     trained = False
 
