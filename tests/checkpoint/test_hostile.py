@@ -267,6 +267,14 @@ def test_random_trees_give_data_or_a_typed_error(node):
         Decoder({"0": np.zeros(3)}, lambda arrays, data: ("snapshot", data)).decode(node)
 
 
+@pytest.mark.parametrize("field", ["key", "dtype", "device"])
+def test_a_place_of_an_array_is_text_alone(field):
+    """Fuzzing found a tensor as a dtype, whose printing in the refusal made PyTorch import modules."""
+    node = {"object": ["ArrayRef", {"key": "0", field: {"tuple": [{"array": ["0"]}]}}]}
+    with pytest.raises(CheckpointError, match=f"{field} is a tuple, and no text"):
+        Decoder({"0": np.zeros(3)}).decode(node)
+
+
 def test_aliases_stay_aliases_and_arrays_are_copies():
     one = np.arange(3.0)
     encoder = Encoder()
