@@ -89,15 +89,31 @@ $(VENV)/.fuzz: $(STAMP)
 	  || echo "atheris cannot be installed here: inputs will be random"
 	@touch $@
 
-test-faults: $(PARITY_VENVS) $(VENV)/.fuzz  ## kill runs, fill disks, fuzz with a million inputs, soak, about 20 minutes
-	$(PYTEST) tests/checkpoint/test_kills.py tests/checkpoint/test_full_disk.py tests/checkpoint/test_hostile.py
-	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.kills --kills 200
-	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.kills --kills 200 --framework torch
-	OMP_NUM_THREADS=1 .venv-jax/bin/python -m benchmarks.kills --kills 25 --framework jax --steps 30
-	OMP_NUM_THREADS=1 .venv-tensorflow/bin/python -m benchmarks.kills --kills 25 --framework tensorflow --steps 30
-	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.fuzz --runs 900000 --engine random
-	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.fuzz --runs 100000
-	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.soak --minutes $(SOAK)
+# The longest part begins, the others run beside it.
+FAULTS := fuzz-random kills-tensorflow kills-jax fuzz-guided soak kills-torch kills-numpy tests
+.PHONY: $(FAULTS:%=faults-%)
+FAULT := OMP_NUM_THREADS=1 TF_CPP_MIN_LOG_LEVEL=3
+
+test-faults: $(PARITY_VENVS) $(VENV)/.fuzz  ## kill runs, fill disks, fuzz with a million inputs, soak, under 20 minutes
+	@$(MAKE) --no-print-directory -j2 $(FAULTS:%=faults-%)
+
+faults-tests:
+	@$(PYTEST) tests/checkpoint/test_kills.py tests/checkpoint/test_full_disk.py tests/checkpoint/test_hostile.py
+
+faults-kills-numpy faults-kills-torch: faults-kills-%:
+	@$(FAULT) $(BIN)/python -m benchmarks.kills --kills 200 --framework $*
+
+faults-kills-jax faults-kills-tensorflow: faults-kills-%:
+	@$(FAULT) .venv-$*/bin/python -m benchmarks.kills --kills 50 --framework $* --steps 30
+
+faults-fuzz-random:
+	@$(FAULT) $(BIN)/python -m benchmarks.fuzz --runs 900000 --engine random --workers 1
+
+faults-fuzz-guided:
+	@$(FAULT) $(BIN)/python -m benchmarks.fuzz --runs 100000 --workers 1
+
+faults-soak:
+	@$(FAULT) $(BIN)/python -m benchmarks.soak --minutes $(SOAK)
 
 lint: $(STAMP)  ## check style, types and dependency direction
 	$(BIN)/ruff check .

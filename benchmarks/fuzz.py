@@ -29,10 +29,13 @@ from typing import Any
 
 ROOT = Path(__file__).parents[1]
 SHARES = {
-    "manifest": 0.12, "state": 0.22, "arrays": 0.08, "configuration": 0.03, "overrides": 0.07,
-    "metrics": 0.14, "faults": 0.12, "residuals": 0.08, "sweep": 0.08, "network": 0.06,
+    "manifest": 0.10, "state": 0.17, "arrays": 0.08, "configuration": 0.18, "overrides": 0.07,
+    "metrics": 0.12, "faults": 0.06, "residuals": 0.06, "sweep": 0.04, "network": 0.05,
+    "rank-manifest": 0.03, "shards": 0.01, "torch-state": 0.03,
 }  # fmt: skip
 """How many of all inputs each target gets."""
+NEEDS = {"network": "hybridcore_nowcast", "shards": "hybridcore_torch", "torch-state": "hybridcore_torch"}
+"""Targets that are left out where a package is not installed."""
 
 
 class Session:
@@ -54,7 +57,7 @@ class Session:
         self.name, self.runs, self._log = name, runs, log
         self.tried = self.accepted = 0
         self.findings: dict[str, bytes] = {}
-        self._started = time.monotonic()
+        self._started = time.process_time()
 
     def warm_up(self) -> None:
         """Let everything that is imported or compiled once be so; sound inputs must be accepted."""
@@ -62,7 +65,7 @@ class Session:
         for seed in self.target.seeds:
             self.target.put(seed)
             self.target.read()
-            for _ in range(100):
+            for _ in range(max(10, 200 // len(self.target.seeds))):
                 self.target.put(self.target.mutate(seed, rng))
                 with contextlib.suppress(Exception):
                     self.target.read()
@@ -90,7 +93,7 @@ class Session:
             "target": self.name,
             "inputs": self.tried,
             "accepted": self.accepted,
-            "seconds": round(time.monotonic() - self._started, 1),
+            "seconds": round(time.process_time() - self._started, 1),
             "findings": {
                 what: base64.b64encode(data[:4000]).decode() for what, data in self.findings.items()
             },
@@ -138,9 +141,17 @@ def child(name: str, runs: int, seed: int, log: Path, guided: bool) -> None:
     if guided:
         import atheris
 
-        packages = ["hybridcore", "hybridcore_nowcast", "tomllib", "json", "cattrs", "safetensors"]
+        packages = [
+            "hybridcore",
+            "hybridcore_nowcast",
+            "hybridcore_torch",
+            "tomllib",
+            "json",
+            "cattrs",
+            "safetensors",
+        ]
         with atheris.instrument_imports(include=packages):
-            import benchmarks.fuzzing.targets  # noqa: F401
+            import benchmarks.fuzzing.rank_targets  # noqa: F401
     from benchmarks.fuzzing.guard import limit_memory
 
     with tempfile.TemporaryDirectory(dir="/dev/shm" if Path("/dev/shm").is_dir() else None) as place:
@@ -173,12 +184,13 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--engine", choices=["guided", "random"], default=None)
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--verbose", action="store_true", help="a line for each target")
     parser.add_argument("--child", type=Path, default=None, help=argparse.SUPPRESS)
     given = parser.parse_args(arguments)
     guided = find_spec("atheris") is not None if given.engine is None else given.engine == "guided"
     if given.child is not None:
         child(given.target, given.runs, given.seed, given.child, guided)
-    names = [given.target] if given.target else [n for n in SHARES if n != "network" or _nowcast()]
+    names = [given.target] if given.target else [n for n in SHARES if find_spec(NEEDS.get(n, "hybridcore"))]
     whole = sum(SHARES[name] for name in names)
     jobs = [(name, max(1, round(given.runs * SHARES[name] / whole))) for name in names]
     with ThreadPoolExecutor(given.workers) as pool:
@@ -187,18 +199,20 @@ def main(arguments: list[str] | None = None) -> None:
             results.append(result)
             for what, data in result["findings"].items():
                 sys.stderr.write(f"{result['target']}: {what}\n  {data}\n")
-            sys.stdout.write(json.dumps({**result, "findings": sorted(result["findings"])}) + "\n")
-            sys.stdout.flush()
+            if given.verbose:
+                sys.stdout.write(json.dumps({**result, "findings": sorted(result["findings"])}) + "\n")
+                sys.stdout.flush()
     total = sum(result["inputs"] for result in results)
     found = sum(len(result["findings"]) for result in results)
     engine = "guided by coverage" if guided else "random"
-    sys.stdout.write(f"{total} inputs, {engine}: {found} findings\n")
+    accepted = sum(result.get("accepted", 0) for result in results)
+    sys.stdout.write(
+        f"fuzzing, {engine}: {total} inputs to {len(results)} readers, {accepted} accepted, "
+        f"{total - accepted} refused by a typed error: {found} findings, "
+        f"{sum(result.get('seconds', 0.0) for result in results):.0f} s of one core\n"
+    )
     if found:
         raise SystemExit(1)
-
-
-def _nowcast() -> bool:
-    return find_spec("hybridcore_nowcast") is not None
 
 
 if __name__ == "__main__":

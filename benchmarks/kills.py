@@ -3,16 +3,19 @@
     python -m benchmarks.kills --kills 200
     python -m benchmarks.kills --kills 50 --framework torch
 
-A small run writes a checkpoint after each batch. Of three kills, two strike before, in the middle of or
-after one file operation of the child process, counted from its start; one strikes at a random time. After
-each kill the run is resumed; a run that reaches its end is compared with one that was never killed, record
-and weights, and the next one begins. The last run is resumed until its end.
+A small run writes a checkpoint after each batch. Of ten kills, five strike before, in the middle of or after
+one file operation of the child process, counted from its start; one at an operation on the record of the run,
+one in the middle of a write of the record, three at a random time. After each kill the run is resumed; a run
+that reaches its end is compared with one that was never killed, record and weights, and the next one begins.
+The last run is resumed until its end.
 """
 
 from __future__ import annotations
 
 import argparse
+import faulthandler
 import json
+import math
 import os
 import random
 import select
@@ -27,7 +30,7 @@ from pathlib import Path
 
 import attrs
 
-from benchmarks.file_operations import watched
+from benchmarks.file_operations import RECORD, watched
 from hybridcore.checkpoint.store import CheckpointStore
 from hybridcore.config import HybridConfig
 from hybridcore.configfile import config_from_dict
@@ -37,7 +40,10 @@ from hybridcore.runner import run_task
 CLOCK = {"elapsed", "seconds", "credit_seconds", "overhead_share", "average_seconds", "averaged_elapsed"}
 CLOCK |= {"time", "config", "dynamics_seconds"}
 FRAMEWORKS = ("numpy", "torch", "jax", "tensorflow")
-_HANGING = 300.0
+_HANGING = 120.0
+"""Seconds without progress after which a run hangs: on a busy machine a sound one may take its time."""
+_KINDS = ("", "time", "", f"{RECORD}write half", "", "time", "", RECORD, "", "time")
+_MEMORY = Path("/dev/shm")
 
 
 @attrs.define
@@ -46,7 +52,9 @@ class Outcome:
 
     Attributes:
         kills: Processes killed.
-        inside: Kills that struck at or in a file operation, or left a checkpoint half written.
+        checkpoint: Kills inside the write of a checkpoint: they left one unfinished.
+        record: Kills before, in or after an operation on the record.
+        torn: Those of them that left half a line.
         finished: Runs that reached their end.
         different: Runs that ended unlike the one that was never killed.
         lost: Kills after which a checkpoint that had been there could not be gone on from.
@@ -54,7 +62,9 @@ class Outcome:
     """
 
     kills: int = 0
-    inside: int = 0
+    checkpoint: int = 0
+    record: int = 0
+    torn: int = 0
     finished: int = 0
     different: int = 0
     lost: int = 0
@@ -67,13 +77,20 @@ class Strike:
 
     Attributes:
         point: At this moment of a file operation, counted from 1 (see `file_operations`).
+        only: Count moments alone that begin like this, as "record-write half" does.
         seconds: After so many seconds.
         training: Seconds count from the first real step, not from the start of the process.
     """
 
     point: int | None = None
+    only: str = ""
     seconds: float | None = None
     training: bool = False
+
+
+def place() -> tempfile.TemporaryDirectory[str]:
+    """A folder in memory, if there is one: a killed process loses nothing that the system has taken."""
+    return tempfile.TemporaryDirectory(dir=_MEMORY if _MEMORY.is_dir() else None)
 
 
 def config(steps: int, asynchronous: bool, framework: str = "numpy") -> HybridConfig:
@@ -122,34 +139,60 @@ def attempt(made: HybridConfig, folder: Path, registry: Registry, strike: Strike
             traceback.print_exc()
             os._exit(1)
     os.close(say)
-    heard, started = b"", time.monotonic()
-    deadline = started + (_HANGING if strike.seconds is None or strike.training else strike.seconds)
-    while (left := deadline - time.monotonic()) > 0:
-        if select.select([hear], [], [], left)[0]:
+    heard, watch = b"", _Watch(child)
+    until = math.inf if strike.seconds is None or strike.training else time.monotonic() + strike.seconds
+    while (left := until - time.monotonic()) > 0 and not watch.hangs():
+        if select.select([hear], [], [], min(left, 5.0))[0]:
             part = os.read(hear, 4096)
             if not part:
                 break  # the child is gone
             if strike.training and strike.seconds is not None and b"train\n" in part:
-                deadline = time.monotonic() + strike.seconds
+                until = time.monotonic() + strike.seconds
             heard += part
     else:
+        if left > 0:
+            os.kill(child, signal.SIGABRT)  # it says where it is
+            os.waitpid(child, 0)
+            raise TimeoutError(f"a run hung: {heard!r}")
         os.kill(child, signal.SIGKILL)
     code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
     os.close(hear)
-    if code == -signal.SIGKILL and time.monotonic() - started > _HANGING:
-        raise TimeoutError(f"a run hung: {heard!r}")
     return code, heard.decode().removeprefix("train\n").strip()
+
+
+class _Watch:
+    """Sees whether a process works: it hangs after `_HANGING` seconds with hardly any processor time."""
+
+    def __init__(self, process: int) -> None:
+        self._stat = Path(f"/proc/{process}/stat")
+        self._since, self._used = time.monotonic(), self._processor()
+
+    def _processor(self) -> float:
+        try:
+            fields = self._stat.read_text().rpartition(")")[2].split()
+        except OSError:
+            return 0.0
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+    def hangs(self) -> bool:
+        used, now = self._processor(), time.monotonic()
+        if used - self._used > 0.5:
+            self._since, self._used = now, used
+        return now - self._since > _HANGING
 
 
 def _run(
     made: HybridConfig, folder: Path, registry: Registry, resume: bool, strike: Strike, say: int
 ) -> None:
     """The child's whole life."""
+    faulthandler.enable()
     met = 0
     trained = False
 
     def point(operation: str, moment: str) -> None:
         nonlocal met
+        if not f"{operation} {moment}".startswith(strike.only):
+            return
         met += 1
         if met == strike.point:
             os.write(say, f"{operation} {moment}\n".encode())
@@ -187,7 +230,7 @@ def kill_runs(
     while outcome.kills < kills or run.exists():
         made = config(steps, asynchronous=bool(outcome.finished % 2), framework=framework)
         before = newest(run)
-        strike = _strike(rng, longest) if outcome.kills < kills else Strike()
+        strike = _strike(rng, longest, outcome.kills) if outcome.kills < kills else Strike()
         code, operation = attempt(made, run, registry, strike)
         if code == 0:
             outcome.finished += 1
@@ -195,7 +238,9 @@ def kill_runs(
             shutil.rmtree(run)
         elif code == -signal.SIGKILL:
             outcome.kills += 1
-            outcome.inside += bool(operation) or any((run / "checkpoints").glob(".unfinished-*"))
+            outcome.checkpoint += any((run / "checkpoints").glob(".unfinished-batch-*"))
+            outcome.record += operation.startswith(RECORD)
+            outcome.torn += _torn(run / "metrics.jsonl")
             outcome.operations[operation or "random time"] += 1
             outcome.lost += newest(run) < before
         else:
@@ -211,10 +256,25 @@ def _warm_up(folder: Path, registry: Registry, framework: str) -> None:
     run_task(config(12, False, computes), out_dir=folder, registry=registry)
 
 
-def _strike(rng: random.Random, longest: float) -> Strike:
-    if rng.random() < 2 / 3:
-        return Strike(point=rng.randint(1, 160))
-    return Strike(seconds=rng.uniform(0.0, longest), training=rng.random() < 0.75)
+def _torn(record: Path) -> bool:
+    """Whether the last line is cut off."""
+    return record.is_file() and record.read_bytes()[-1:] not in (b"", b"\n")
+
+
+def _strike(rng: random.Random, longest: float, number: int) -> Strike:
+    kind = _KINDS[number % len(_KINDS)]
+    if kind == "time":
+        return Strike(seconds=rng.uniform(0.0, longest), training=rng.random() < 0.75)
+    return Strike(point=rng.randint(1, 160 if kind == "" else 5), only=kind)
+
+
+def summary(outcome: Outcome, framework: str) -> str:
+    """One line for the reader."""
+    return (
+        f"kills, {framework}: {outcome.kills} ({outcome.checkpoint} inside a checkpoint's write, "
+        f"{outcome.record} at the record, {outcome.torn} left half a line), {outcome.finished} runs ended: "
+        f"{outcome.lost} lost, {outcome.different} different in record or weights"
+    )
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -223,16 +283,17 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--kills", type=int, default=200)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--steps", type=int, default=60, help="real steps of a run")
+    parser.add_argument("--operations", action="store_true", help="print what the kills struck at")
     parser.add_argument("--framework", choices=FRAMEWORKS, default="numpy")
     given = parser.parse_args(arguments)
     started = time.monotonic()
-    with tempfile.TemporaryDirectory() as folder:
+    with place() as folder:
         outcome = kill_runs(
             Path(folder), given.kills, given.seed, steps=given.steps, framework=given.framework
         )
-    found = {"framework": given.framework, **attrs.asdict(outcome)}
-    found["seconds"] = round(time.monotonic() - started, 1)
-    sys.stdout.write(json.dumps(found) + "\n")
+    sys.stdout.write(f"{summary(outcome, given.framework)}, {time.monotonic() - started:.0f} s\n")
+    if given.operations:
+        sys.stdout.write(json.dumps(dict(sorted(outcome.operations.items())), indent=1) + "\n")
     if outcome.lost or outcome.different:
         raise SystemExit(1)
 

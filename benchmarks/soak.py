@@ -1,6 +1,6 @@
 """Continuous cycles with injected faults: does memory stay flat, does anything leak, are all records whole?
 
-    nice -n 10 python -m benchmarks.soak --minutes 120        one core, Linux
+    nice -n 10 python -m benchmarks.soak --minutes 120 --verbose        one core, Linux
 
 Each cycle trains a run with random faults; trains another one with checkpoints that is stopped on the way,
 resumed, and in every fourth cycle met by a full disk; and feeds 100 batches, some of them poisoned, to one
@@ -252,11 +252,25 @@ def judge(samples: list[Sample]) -> tuple[dict[str, Any], list[str]]:
     return found, wrong
 
 
+def summary(minutes: float, report: dict[str, Any]) -> str:
+    """One line for the reader."""
+    kept = {name: "{} to {}".format(*report[name]) for name in ("files", "threads", "children")}
+    return (
+        f"soak, {minutes:g} minutes: {report['cycles']} cycles, {report['runs with faults']} runs with "
+        f"faults, {report.get('runs resumed', 0)} resumed, "
+        f"{report['steps of the long engine']} steps of one engine; "
+        f"memory {report['growth_percent']:+.2f} %, "
+        + ", ".join(f"{name} {change}" for name, change in kept.items())
+        + f"; wrong: {'; '.join(report['wrong']) or 'nothing'}"
+    )
+
+
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--minutes", type=float, default=120.0)
     parser.add_argument("--every", type=float, default=30.0, help="seconds between samples")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--verbose", action="store_true", help="print samples and all counts")
     given = parser.parse_args(arguments)
     logging.getLogger("hybridcore").setLevel(logging.CRITICAL)
     frameworks = ["numpy", *(["torch"] if find_spec("hybridcore_torch") else [])]
@@ -269,7 +283,8 @@ def main(arguments: list[str] | None = None) -> None:
             number += 1
             if now >= every * (len(samples) + 1):
                 samples.append(sample(started))
-                sys.stderr.write(json.dumps(attrs.asdict(samples[-1])) + "\n")
+                if given.verbose:
+                    sys.stderr.write(json.dumps(attrs.asdict(samples[-1])) + "\n")
         soak.engine.close()
     found, wrong = judge(samples)
     alive = [thread.name for thread in threading.enumerate() if thread is not threading.main_thread()]
@@ -277,7 +292,9 @@ def main(arguments: list[str] | None = None) -> None:
         wrong.append(f"threads are left: {alive}")
     report = {**found, **soak.counts, "wrong": wrong}
     report |= {"steps of the long engine": soak.engine.steps, "its ends by divergence": soak.engine.diverged}
-    sys.stdout.write(json.dumps(report, indent=1) + "\n")
+    if given.verbose:
+        sys.stdout.write(json.dumps(report, indent=1) + "\n")
+    sys.stdout.write(summary(given.minutes, report) + "\n")
     if wrong:
         raise SystemExit(1)
 

@@ -438,7 +438,9 @@ def _protect(buckets: Buckets) -> None:
     """Make NumPy arrays read-only: verdicts depend on window means, which predictors get to see."""
     for bucket in buckets:
         if isinstance(bucket, np.ndarray):
-            bucket.flags.writeable = False
+            # Not `flags.writeable = False`: NumPy makes a new string "setflags" for that each time, and the
+            # interpreter's cache of methods, 4096 places, comes to hold them, 57 bytes each.
+            bucket.setflags(write=False)
 
 
 class _Means(Sequence[Buckets]):

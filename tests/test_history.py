@@ -309,6 +309,8 @@ def test_f51_a_run_stays_inside_plan_and_budget():
 
 
 def test_f67_memory_is_flat_over_500_steps():
+    gc.collect()
+    gc.freeze()  # Everything from before stays out of the many collections below.
     tracemalloc.start()
     adapter, batches, probes = clouds(features=64)
     engine, _ = build(adapter, configure(), Fixed(FixedConfig(full_steps=4, correct_steps=4)), probes=probes)
@@ -317,16 +319,17 @@ def test_f67_memory_is_flat_over_500_steps():
 
     def highest(steps):
         most = 0
-        for _ in range(steps // 10):
-            drive(engine, 10, batches)
+        for _ in range(steps // 3):  # every phase of a cycle, which holds its own arrays
+            drive(engine, 3, batches)
             gc.collect()  # Also empties the interpreter's free lists, which count as allocated.
             most = max(most, tracemalloc.get_traced_memory()[0])
         return most
 
     drive(engine, 700, batches)  # Half of these are rolled back; the rings of statistics hold 256.
-    jumps, early = engine.counts.jumps, highest(100)
+    jumps, early = engine.counts.jumps, highest(99)
     drive(engine, 400, batches)
-    late = highest(100)
+    late = highest(99)
     tracemalloc.stop()
+    gc.unfreeze()
     assert engine.counts.jumps > jumps + 20
-    assert late <= 1.03 * early  # one float kept per step would be 5 % more
+    assert late <= 1.01 * early  # one float kept per step would be 5 % more

@@ -6,6 +6,7 @@ import hashlib
 import json
 import random
 from collections.abc import Callable
+from importlib import import_module
 from importlib.resources import files
 from importlib.util import find_spec
 from pathlib import Path
@@ -102,11 +103,7 @@ class StateFile(Target):
 
     def __init__(self, folder: Path) -> None:
         super().__init__(folder)
-        self._adapter = reference.ReferenceAdapter(
-            reference.SoftmaxRegression(),
-            {"weight": np.zeros((2, 3)), "bias": np.zeros(2)},
-            OptimizerSpec("adam", 0.1),
-        )
+        self._adapter = self.adapter()
         encoder = Encoder(self._adapter.snapshot_state, self._adapter.xp)
         situation = Situation(3, np.zeros(len(FEATURE_NAMES)), "drift", 4.0, 0.5, -0.1)
         state = {
@@ -122,6 +119,14 @@ class StateFile(Target):
         tree["dict"]["snapshot"] = encoder.snapshot(self._adapter.snapshot())
         self._arrays = encoder.arrays
         self.seeds = [json.dumps(tree).encode(), json.dumps(TREE).encode()]
+
+    def adapter(self) -> Any:
+        """Whose snapshots are read."""
+        return reference.ReferenceAdapter(
+            reference.SoftmaxRegression(),
+            {"weight": np.zeros((2, 3)), "bias": np.zeros(2)},
+            OptimizerSpec("adam", 0.1),
+        )
 
     def read(self) -> None:
         adapter = self._adapter
@@ -152,7 +157,7 @@ class ArraysFile(Target):
 
 
 class Configuration(Target):
-    """A TOML file; its reader is written in Python and takes its time over long ones."""
+    """A TOML file; its reader is written in Python and takes its time over long ones: most are one table."""
 
     mutate = staticmethod(mutations.toml_bytes)
     longest = 1 << 12
@@ -164,7 +169,8 @@ class Configuration(Target):
             b'[run]\nsteps = 30\n[task]\nname = "logistic"\nlearning_rate = 0.5\n[predictor]\nname = "drift"'
         )
         self.seeds = [small, *(preset_text(name).encode() for name in preset_names())]
-        self.seeds.append(dump_config(config_from_dict({})).encode())
+        whole = dump_config(config_from_dict({}))
+        self.seeds += [whole.encode(), *(f"[{table}".encode() for table in f"\n{whole}".split("\n[")[1:])] * 2
 
     def put(self, data: bytes) -> None:
         self._file.write_bytes(data)
@@ -314,6 +320,15 @@ def sealed(text: bytes) -> bytes:
         return text
 
 
+def _ranked(name: str) -> Callable[[Path], Target]:
+    def make(folder: Path) -> Target:
+        module = import_module("benchmarks.fuzzing.rank_targets")  # it imports this one
+        target: Target = getattr(module, name)(folder)
+        return target
+
+    return make
+
+
 TARGETS: dict[str, Callable[[Path], Target]] = {
     "manifest": ManifestFile,
     "state": StateFile,
@@ -325,4 +340,10 @@ TARGETS: dict[str, Callable[[Path], Target]] = {
     "residuals": ResidualStore,
     "sweep": FinishedRun,
     **({"network": Network} if find_spec("hybridcore_nowcast") else {}),
+    "rank-manifest": _ranked("RankManifest"),
+    **(
+        {"shards": _ranked("Shards"), "torch-state": _ranked("TorchState")}
+        if find_spec("hybridcore_torch")
+        else {}
+    ),
 }

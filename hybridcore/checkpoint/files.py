@@ -19,11 +19,29 @@ from hybridcore.checkpoint.codec import Arrays
 from hybridcore.checkpoint.manifest import FileEntry, Manifest, parse_json
 from hybridcore.errors import CheckpointError
 
-__all__ = ["UNFINISHED", "Contents", "discard", "entries", "read", "read_manifest", "seal", "verify", "write"]
+__all__ = [
+    "EITHER",
+    "SHARDS",
+    "UNFINISHED",
+    "Contents",
+    "discard",
+    "entries",
+    "read",
+    "read_manifest",
+    "seal",
+    "verify",
+    "write",
+]
 
 ARRAYS, STATE, MANIFEST = "arrays.safetensors", "state.json", "manifest.json"
 UNFINISHED = ".unfinished-"
 """Prefix of a folder that is being written or removed."""
+
+SHARDS = re.compile(r"(shard-\d{5}-)?model-\d{5}-of-\d{5}\.safetensors")
+"""Names of the files that the processes of one run write."""
+
+EITHER = re.compile(rf"{re.escape(ARRAYS)}|{re.escape(STATE)}|{SHARDS.pattern}")
+"""Names of the files of a checkpoint of one process, or of many."""
 
 
 @attrs.frozen(eq=False)
@@ -148,7 +166,11 @@ def verify(folder: Path, names: re.Pattern[str] | None = None) -> Manifest:
         for parent in Path(name).parents[:-1]:
             if (folder / parent).is_symlink():
                 _changed(folder / parent, entry)
-        if _entry(folder / name) != entry:
+        try:
+            found = _entry(folder / name)
+        except OSError as error:
+            raise _unreadable(folder / name, error) from None
+        if found != entry:
             _changed(folder / name, entry)
     return manifest
 
@@ -181,11 +203,7 @@ def _regular(path: Path) -> None:
     try:
         mode = path.lstat().st_mode
     except OSError as error:
-        raise CheckpointError(
-            f"a file of a checkpoint cannot be read: {error.strerror}",
-            where=str(path),
-            fix="use an older checkpoint",
-        ) from None
+        raise _unreadable(path, error) from None
     if not stat.S_ISREG(mode):
         raise CheckpointError(
             "a file of a checkpoint is no plain file", where=str(path), expected="a file, not a link"
@@ -200,9 +218,15 @@ def _content(path: Path, most: int) -> bytes:
             # A manifest may claim any size, and a read that size takes as much memory before it begins.
             return file.read(min(most, os.fstat(file.fileno()).st_size) + 1)
     except OSError as error:
-        raise CheckpointError(
-            f"a file of a checkpoint cannot be read: {error.strerror}", where=str(path)
-        ) from None
+        raise _unreadable(path, error) from None
+
+
+def _unreadable(path: Path, error: OSError) -> CheckpointError:
+    return CheckpointError(
+        f"{path.name} of a checkpoint cannot be read: {error.strerror}",
+        where=str(path),
+        fix="use an older checkpoint",
+    )
 
 
 def _changed(path: Path, entry: FileEntry) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 import attrs
 
+from hybridcore import __version__
 from hybridcore.errors import CheckpointError
 
 __all__ = ["FORMAT", "FileEntry", "Manifest"]
@@ -83,8 +84,8 @@ class Manifest:
             raise CheckpointError(
                 "a checkpoint is of another format",
                 where=where,
-                got=repr(content["format"])[:40],
-                expected=str(FORMAT),
+                got=f"format {content['format']!r:.40}, of hybridcore {content.get('version')!s:.40}",
+                expected=f"format {FORMAT}, which hybridcore {__version__} reads",
                 fix="pip install --upgrade hybridcore, or use an older checkpoint",
             )
         found = content.pop("sha256", None)

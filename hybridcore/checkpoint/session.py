@@ -92,7 +92,8 @@ class RunCheckpoints:
                 where=str(self.store.folder),
                 got=self.store.paths()[-1].name,
                 expected="no checkpoints",
-                fix="go on with that run by --resume, or remove them: hybridcore checkpoints prune --keep 0",
+                fix="go on with that run by --resume, or remove them: "
+                f"hybridcore checkpoints prune {self.store.folder} --keep 0",
             )
 
     def after_batch(self, batches: int, stepper: _Stateful, loop: dict[str, Any]) -> None:

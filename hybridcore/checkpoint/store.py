@@ -35,11 +35,23 @@ class CheckpointStore:
         self.folder, self.keep = Path(folder), keep
 
     def paths(self) -> list[Path]:
-        """Folders of the checkpoints, oldest first; links and other things are passed over."""
-        if not self.folder.is_dir():
-            return []
-        found = [p for p in self.folder.iterdir() if _NAME.fullmatch(p.name)]
-        return sorted((p for p in found if p.is_dir() and not p.is_symlink()), key=lambda p: int(p.name[6:]))
+        """Folders of the checkpoints, oldest first; links and other things are passed over.
+
+        Raises:
+            CheckpointError: The folder cannot be read.
+        """
+        try:
+            if not self.folder.is_dir():
+                return []
+            found = [p for p in self.folder.iterdir() if _NAME.fullmatch(p.name)]
+            kept = [p for p in found if p.is_dir() and not p.is_symlink()]
+        except OSError as error:
+            raise CheckpointError(
+                f"the folder of the checkpoints cannot be read: {error.strerror}",
+                where=str(self.folder),
+                expected="a folder that this user may list",
+            ) from error
+        return sorted(kept, key=lambda p: int(p.name[6:]))
 
     def write(self, contents: Contents) -> Path:
         """Write one checkpoint, then remove what is older than the newest `keep`.
@@ -58,10 +70,19 @@ class CheckpointStore:
         Returns:
             The folders of the checkpoints that were removed.
         """
-        gone = self.paths()[:-keep] if keep > 0 else self.paths()
+        return self.remove(self.paths()[:-keep] if keep > 0 else self.paths())
+
+    def remove(self, paths: list[Path]) -> list[Path]:
+        """Remove these checkpoints, and what interrupted writing has left.
+
+        Returns:
+            The folders that are gone; the first one that cannot be removed ends it, with a warning.
+        """
+        gone = []
         try:
-            for path in gone:
+            for path in paths:
                 discard(path)
+                gone.append(path)
             for path in self.folder.glob(f"{UNFINISHED}*") if self.folder.is_dir() else ():
                 discard(path)
         except OSError as error:

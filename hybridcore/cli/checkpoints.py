@@ -8,7 +8,7 @@ from cyclopts import App
 from rich.table import Table
 from rich.text import Text
 
-from hybridcore.checkpoint.files import read_manifest, verify
+from hybridcore.checkpoint.files import EITHER, read_manifest, verify
 from hybridcore.checkpoint.store import CheckpointStore
 from hybridcore.cli.common import output
 from hybridcore.errors import CheckpointError
@@ -24,6 +24,12 @@ def _store(directory: Path) -> CheckpointStore:
         store = CheckpointStore(folder)
         if store.paths():
             return store
+    if not directory.is_dir():
+        raise CheckpointError(
+            "there is no such folder",
+            where=str(directory),
+            expected="the folder of a run, or that of its checkpoints",
+        )
     raise CheckpointError(
         "the folder holds no checkpoints",
         where=str(directory),
@@ -44,9 +50,9 @@ def list_(directory: Path) -> None:
         table.add_column(title, no_wrap=True)
     for path in _store(directory).paths():
         try:
-            found = read_manifest(path)
+            found = read_manifest(path, EITHER)
         except CheckpointError as error:
-            table.add_row(path.name, Text(error.what, "red"))
+            table.add_row(path.name, "", "", "", "", Text(error.what, "red"))
             continue
         size = sum(entry.nbytes for entry in found.files.values()) / 2**20
         arm = str(found.belongs_to.get("arm", ""))
@@ -64,7 +70,7 @@ def verify_(directory: Path) -> int:
     damaged = 0
     for path in _store(directory).paths():
         try:
-            verify(path)
+            verify(path, EITHER)
             output().print(f"{path.name}: sound")
         except CheckpointError as error:
             damaged += 1
@@ -73,12 +79,36 @@ def verify_(directory: Path) -> int:
 
 
 @app.command
-def prune(directory: Path, *, keep: int = 1) -> None:
-    """Remove all but the newest checkpoints.
+def prune(directory: Path, *, keep: int = 1) -> int:
+    """Remove all but the newest sound checkpoints; exit with 1 if one cannot be removed.
+
+    Damaged ones never count as kept: where the newest is damaged, the one to go on from is older.
 
     Args:
         directory: Folder of a run, or of its checkpoints.
-        keep: How many stay; 0 removes all.
+        keep: How many sound ones stay; 0 removes all.
     """
-    for path in _store(directory).prune(max(keep, 0)):
+    if keep < 0:
+        raise CheckpointError(
+            "no number of checkpoints to keep", where="--keep", got=keep, expected="0, to remove all, or more"
+        )
+    store = _store(directory)
+    paths = store.paths()
+    sound = [path for path in paths if _is_sound(path)] if keep else []
+    first = paths.index(sound[-keep]) if keep and len(sound) >= keep else 0
+    doomed = paths[:first] if keep else paths
+    gone = store.remove(doomed)
+    for path in gone:
         output().print(f"removed {path.name}")
+    for path in paths:
+        if keep and path not in doomed and path not in sound:
+            output().print(Text(f"kept {path.name}: it is damaged, see hybridcore checkpoints verify", "red"))
+    return 0 if gone == doomed else 1
+
+
+def _is_sound(path: Path) -> bool:
+    try:
+        verify(path, EITHER)
+    except CheckpointError:
+        return False
+    return True

@@ -176,7 +176,7 @@ class CorrectionKeeper:
         )
         mean = self._ranks.agreed  # all ranks must correct alike
         features = np.array([mean(float(f)) for f in features])
-        features.flags.writeable = False  # the store keeps them
+        features.setflags(write=False)  # the store keeps them
         return Situation(step, features, name, prediction.horizon, mean(level), mean(change))
 
     # -- while a change is made --------------------------------------------------------------------

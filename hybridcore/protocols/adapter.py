@@ -255,6 +255,12 @@ class RankedAdapter(Adapter, Protocol):
         ...
 
 
+def _is_text(_: object, attribute: attrs.Attribute[str], value: object) -> None:
+    if type(value) is not str:
+        # Not the value itself: printing a tensor makes PyTorch import modules.
+        raise TypeError(f"{attribute.name} is a {type(value).__name__}, and no text")
+
+
 @attrs.frozen(slots=True)
 class ArrayRef:
     """Place of an array in the plain data of a snapshot.
@@ -263,11 +269,14 @@ class ArrayRef:
         key: Its name among the arrays.
         dtype: The framework's own name of its dtype, where NumPy has no such dtype or none is enough.
         device: The framework's own name of its device.
+
+    Raises:
+        TypeError: One of them is no text.
     """
 
-    key: str
-    dtype: str = ""
-    device: str = ""
+    key: str = attrs.field(validator=_is_text)
+    dtype: str = attrs.field(default="", validator=_is_text)
+    device: str = attrs.field(default="", validator=_is_text)
 
 
 @runtime_checkable

@@ -55,7 +55,7 @@ class Backend(StrEnum):
     def protect(self, array: Any) -> Any:
         """The array, made read-only where this backend says so."""
         if self is Backend.NUMPY_READ_ONLY:
-            array.flags.writeable = False
+            array.setflags(write=False)
         return array
 
     def to_numpy(self, array: Any) -> NDArray[np.float64]:

@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import pickle
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -90,6 +91,43 @@ def test_a_truncated_file_is_refused(folder, name, share):
 def test_a_missing_file_is_refused(folder, name):
     (folder / name).unlink()
     refused(folder)
+
+
+def as_nobody(action):
+    """What `action` raises where files may be forbidden: the name of the error, or "none"."""
+    hear, say = os.pipe()
+    child = os.fork()
+    if child == 0:
+        try:
+            if os.geteuid() == 0:
+                os.seteuid(65534)  # root may read everything
+            action()
+            os.write(say, b"none")
+        except BaseException as error:
+            os.write(say, type(error).__name__.encode() + b" " + str(error).encode())
+        os._exit(0)
+    os.waitpid(child, 0)
+    os.close(say)
+    return os.read(hear, 1000).decode()
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork")
+def test_files_and_folders_that_may_not_be_read_are_typed_errors():
+    with tempfile.TemporaryDirectory() as name:  # where every user may look
+        Path(name).chmod(0o755)
+        store = CheckpointStore(Path(name) / "store")
+        folder = store.write(contents())
+        for path in folder.iterdir():
+            path.chmod(0o644)
+        assert as_nobody(lambda: verify(folder)) == "none"
+        (folder / "state.json").chmod(0)
+        for reader in (verify, read):
+            found = as_nobody(lambda reader=reader: reader(folder))
+            assert found.startswith("CheckpointError state.json of a checkpoint cannot be read: Permission")
+        store.folder.chmod(0)
+        found = as_nobody(store.paths)
+        assert found.startswith("CheckpointError the folder of the checkpoints cannot be read: Permission")
+        store.folder.chmod(0o755)
 
 
 def test_a_newer_format_names_the_upgrade(folder):
@@ -227,6 +265,14 @@ NODES = st.recursive(
 def test_random_trees_give_data_or_a_typed_error(node):
     with contextlib.suppress(CheckpointError):
         Decoder({"0": np.zeros(3)}, lambda arrays, data: ("snapshot", data)).decode(node)
+
+
+@pytest.mark.parametrize("field", ["key", "dtype", "device"])
+def test_a_place_of_an_array_is_text_alone(field):
+    """Fuzzing found a tensor as a dtype, whose printing in the refusal made PyTorch import modules."""
+    node = {"object": ["ArrayRef", {"key": "0", field: {"tuple": [{"array": ["0"]}]}}]}
+    with pytest.raises(CheckpointError, match=f"{field} is a tuple, and no text"):
+        Decoder({"0": np.zeros(3)}).decode(node)
 
 
 def test_aliases_stay_aliases_and_arrays_are_copies():

@@ -21,6 +21,12 @@ from benchmarks.file_operations import watched
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork")
 
 
+@pytest.fixture
+def place():
+    with kills.place() as name:
+        yield Path(name)
+
+
 def contents(batches):
     arrays = {"0": np.arange(batches, dtype=np.float32)}
     return Contents(batches, batches, {"arm": "hybrid"}, {"array": ["0"]}, arrays)
@@ -36,8 +42,8 @@ def points_of_a_write(folder):
     return seen
 
 
-def test_a_kill_at_every_point_of_a_write_leaves_the_older_ones(tmp_path):
-    seen = points_of_a_write(tmp_path / "whole")
+def test_a_kill_at_every_point_of_a_write_leaves_the_older_ones(place):
+    seen = points_of_a_write(place / "whole")
     assert {name for name, _ in seen} >= {
         "save_file",
         "write_text",
@@ -49,7 +55,7 @@ def test_a_kill_at_every_point_of_a_write_leaves_the_older_ones(tmp_path):
     assert ("save_file", "half") in seen and ("rmtree", "half") in seen
     renamed = seen.index(("replace", "after"))
     for number in range(len(seen)):
-        folder = tmp_path / str(number)
+        folder = place / str(number)
         store = CheckpointStore(folder, keep=2)
         for batches in (1, 2):
             store.write(contents(batches))
@@ -75,7 +81,8 @@ def test_a_kill_at_every_point_of_a_write_leaves_the_older_ones(tmp_path):
         assert sorted(p.name for p in folder.iterdir()) == [p.name for p in store.paths()], "no litter"
 
 
-def test_killed_runs_end_like_the_one_that_was_not(tmp_path):
-    outcome = kills.kill_runs(tmp_path, 16, seed=0, steps=20)
-    assert outcome.kills == 16 and outcome.inside > 0 and outcome.finished > 0
+def test_killed_runs_end_like_the_one_that_was_not(place):
+    outcome = kills.kill_runs(place, 16, seed=0, steps=20)
+    assert outcome.kills == 16 and outcome.finished > 0
+    assert outcome.checkpoint > 0 and outcome.record > 0 and outcome.torn > 0
     assert outcome.lost == outcome.different == 0

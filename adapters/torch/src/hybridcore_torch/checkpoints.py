@@ -20,6 +20,8 @@ __all__ = ["export", "put_together", "take_apart"]
 
 _PARTS = ("params", "state", "groups", "buffers", "scheduler", "scaler", "rng", "pending")
 _SIZES = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+_DTYPES = {str(dtype): dtype for dtype in vars(torch).values() if isinstance(dtype, torch.dtype)}
+_DEVICES = frozenset({"cpu", "cuda", "mps", "xpu"})
 _PLAIN = {torch.float32, torch.float64, torch.float16, torch.int64, torch.int32, torch.uint8, torch.bool}
 
 
@@ -59,7 +61,7 @@ def put_together(arrays: Mapping[str, NDArray[Any]], data: Any, layout: ParamLay
     try:
         parts = {name: _back(data[name], arrays) for name in _PARTS}
         return TorchSnapshot(layout=layout, **parts)
-    except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, RuntimeError, AttributeError, AssertionError) as error:
         raise SnapshotError(
             f"a snapshot cannot be put together: {error}",
             where="snapshot_from_state",
@@ -70,11 +72,12 @@ def put_together(arrays: Mapping[str, NDArray[Any]], data: Any, layout: ParamLay
 
 def _back(value: Any, arrays: Mapping[str, NDArray[Any]]) -> Any:
     if isinstance(value, ArrayRef):
-        dtype = getattr(torch, value.dtype)
-        if not isinstance(dtype, torch.dtype):
-            raise ValueError(f"{value.dtype} is no dtype")
+        # Names are looked up in lists: asked for another attribute or device, PyTorch imports what has it.
+        dtype, device = _DTYPES[f"torch.{value.dtype}"], torch.device(value.device)
+        if device.type not in _DEVICES:
+            raise ValueError(f"{value.device} is no device of a model")
         tensor = torch.from_numpy(np.array(arrays[value.key]))
-        return (tensor if tensor.dtype is dtype else tensor.view(dtype)).to(value.device)
+        return (tensor if tensor.dtype is dtype else tensor.view(dtype)).to(device)
     if isinstance(value, dict) and type(value) is dict:
         return {key: _back(item, arrays) for key, item in value.items()}
     if type(value) in (list, tuple):

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-import importlib
 import json
 import logging
-import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -18,20 +16,20 @@ from torch import distributed, nn
 
 from hybridcore import __version__
 from hybridcore.checkpoint.codec import Decoder, Encoder
-from hybridcore.checkpoint.files import UNFINISHED, discard, entries, seal, verify
-from hybridcore.checkpoint.manifest import Manifest, parse_json
+from hybridcore.checkpoint.files import UNFINISHED, discard, entries, seal
+from hybridcore.checkpoint.manifest import Manifest
 from hybridcore.checkpoint.ownership import belongs_to, require_same
 from hybridcore.checkpoint.store import CheckpointStore
-from hybridcore.errors import CheckpointError
+from hybridcore.errors import CheckpointError, HybridCoreError
 from hybridcore_torch.hybrid import Hybrid
 from hybridcore_torch.parameters import plain_name, unwrap
+from hybridcore_torch.rank_files import FAILED, library, load_into, read_state, verified
 from hybridcore_torch.sharding import reshard
 
 __all__ = ["RankCheckpoints", "load_weights"]
 
 logger = logging.getLogger("hybridcore")
 
-_NAMES = re.compile(r"(shard-\d{5}-)?model-\d{5}-of-\d{5}\.safetensors")
 _WEIGHTS = "weights."
 
 
@@ -75,7 +73,7 @@ class RankCheckpoints:
     """
 
     def __init__(self, hybrid: Hybrid, folder: str | Path, *, every: int = 100, keep: int = 2) -> None:
-        _library()
+        library()
         self._hybrid, self._adapter = hybrid, hybrid.adapter
         self._every = every
         self.store = CheckpointStore(folder, keep)
@@ -134,7 +132,7 @@ class RankCheckpoints:
         unfinished.mkdir()
 
     def _write(self, tensors: dict[str, torch.Tensor], unfinished: Path) -> None:
-        dcp = _library()
+        dcp = library()
         writer = dcp.HuggingFaceStorageWriter(path=str(unfinished), save_distributed=True)
         dcp.save(tensors, storage_writer=writer, no_dist=not self._many)
 
@@ -182,19 +180,13 @@ class RankCheckpoints:
 
     def _problem(self, path: Path) -> str | None:
         try:
-            require_same(verify(path, _NAMES).belongs_to, self._belongs_to(), str(path))
+            require_same(verified(path).belongs_to, self._belongs_to(), str(path))
         except CheckpointError as error:
             return str(error)
         return None
 
     def _read(self, path: Path) -> dict[str, Any]:
-        mine = f"rank{self._rank}."
-        held = _load(path, lambda key: key.startswith(("all.", mine)), self._many)
-        # What this process has of its own counts before what the first one wrote for all.
-        plain = {key[4:]: tensor for key, tensor in held.items() if key.startswith("all.")}
-        plain |= {key[len(mine) :]: tensor for key, tensor in held.items() if key.startswith(mine)}
-        tree = parse_json(plain.pop("tree").numpy().tobytes(), str(path))
-        arrays = {key.removeprefix("array."): tensor.numpy() for key, tensor in plain.items()}
+        tree, arrays = read_state(path, self._rank)
         adapter = self._adapter
         decoder = Decoder(arrays, adapter.snapshot_from_state, adapter.xp, adapter.read_params())
         state: dict[str, Any] = decoder.decode(tree)
@@ -220,7 +212,7 @@ class RankCheckpoints:
         try:
             if self._rank == 0 or not only_first:
                 action()
-        except (OSError, RuntimeError, ValueError, KeyError, CheckpointError, _FAILED) as error:
+        except (OSError, RuntimeError, ValueError, KeyError, HybridCoreError, FAILED) as error:
             logger.warning("checkpoints in %s: %s: %s", self.store.folder, type(error).__name__, error)
             well = 0.0
         return bool(self._adapter.gather_scalars([well]).min() > 0.0)
@@ -236,19 +228,9 @@ def load_weights(folder: str | Path, model: nn.Module) -> None:
     Raises:
         CheckpointError: The checkpoint is damaged, or lacks a parameter.
     """
-    dcp = _library()
     path = Path(folder)
-    verify(path, _NAMES)
-    state = _named_weights(model)
-    many = distributed.is_available() and distributed.is_initialized()
-    try:
-        dcp.load(state, storage_reader=dcp.HuggingFaceStorageReader(path=str(path)), no_dist=not many)
-    except (RuntimeError, ValueError, KeyError, _FAILED) as error:
-        raise CheckpointError(
-            f"the weights of a checkpoint do not fit the model: {error}"[:500],
-            where=str(path),
-            expected=f"the parameters {', '.join(list(state)[:4])} ...",
-        ) from error
+    verified(path)
+    load_into(_named_weights(model), path)
 
 
 def _named_weights(model: nn.Module) -> dict[str, torch.Tensor]:
@@ -257,50 +239,6 @@ def _named_weights(model: nn.Module) -> dict[str, torch.Tensor]:
     return {_WEIGHTS + plain_name(name): param.detach() for name, param in named}
 
 
-def _load(path: Path, wanted: Callable[[str], bool], many: bool) -> dict[str, torch.Tensor]:
-    """The tensors of a checkpoint whose names are wanted."""
-    dcp = _library()
-    reader = dcp.HuggingFaceStorageReader(path=str(path))
-    known: Mapping[str, Any] = reader.read_metadata().state_dict_metadata
-    state: dict[str, Any] = {
-        key: torch.empty(tuple(entry.size), dtype=entry.properties.dtype)
-        for key, entry in known.items()
-        if wanted(key)
-    }
-    dcp.load(state, storage_reader=dcp.HuggingFaceStorageReader(path=str(path)), no_dist=not many)
-    return state
-
-
 def _digest(tensor: torch.Tensor) -> str:
     kind = f"{tensor.dtype} {tuple(tensor.shape)}".encode()
     return hashlib.sha256(kind + tensor.numpy().tobytes()).hexdigest()
-
-
-def _library() -> Any:
-    """The module `torch.distributed.checkpoint`, with its storage in safetensors: no pickle from disk.
-
-    Raises:
-        CheckpointError: It has no such storage.
-    """
-    dcp: Any = importlib.import_module("torch.distributed.checkpoint")
-    if not hasattr(dcp, "HuggingFaceStorageWriter"):
-        raise CheckpointError(
-            "this PyTorch cannot write distributed checkpoints as safetensors",
-            where="torch.distributed.checkpoint",
-            got=f"torch {torch.__version__}",
-            expected="HuggingFaceStorageWriter",
-            fix="pip install --upgrade torch",
-        )
-    return dcp
-
-
-def _failure() -> type[BaseException]:
-    """What `torch.distributed.checkpoint` raises when a process failed; no `Exception` of Python's."""
-    try:
-        from torch.distributed.checkpoint.api import CheckpointException
-    except ImportError:
-        return OSError
-    return CheckpointException
-
-
-_FAILED = _failure()
