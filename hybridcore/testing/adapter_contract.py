@@ -19,9 +19,21 @@ from safetensors.numpy import load, save
 
 from hybridcore.checkpoint.codec import Decoder, Encoder
 from hybridcore.checkpoint.engine_state import Moment
+from hybridcore.config import HistoryConfig, MemoryConfig
 from hybridcore.errors import BatchError, DeltaError, SnapshotError
+from hybridcore.history import History
 from hybridcore.layout import Buckets, ParamGroup
-from hybridcore.protocols import API_VERSION, Adapter, CheckpointAdapter, ClippingAdapter, RateAdapter
+from hybridcore.memory import Memory
+from hybridcore.protocols import (
+    API_VERSION,
+    Adapter,
+    CheckpointAdapter,
+    ClippingAdapter,
+    HostCopy,
+    HostMemoryAdapter,
+    MemoryAdapter,
+    RateAdapter,
+)
 
 __all__ = ["AdapterContract", "AdapterFixture"]
 
@@ -297,6 +309,8 @@ class AdapterContract:
         adapter = self.make().adapter
         assert isinstance(adapter, RateAdapter) == ("learning-rate" in adapter.capabilities)
         assert isinstance(adapter, ClippingAdapter) == ("adaptive-clipping" in adapter.capabilities)
+        assert isinstance(adapter, MemoryAdapter) == ("memory" in adapter.capabilities)
+        assert isinstance(adapter, HostMemoryAdapter) == ("host-memory" in adapter.capabilities)
 
     def rated(self) -> tuple[AdapterFixture, RateAdapter]:
         """A fixture, and its adapter if it can change the learning rate."""
@@ -536,6 +550,42 @@ class AdapterContract:
         assert fixture.adapter.snapshot_nbytes() >= least
 
     # Scalars
+
+    def test_arrays_wait_in_host_memory_unchanged(self) -> None:
+        """F63; whatever becomes of the arrays in the meantime."""
+        fixture = self.make()
+        adapter = fixture.adapter
+        to_host = Memory(adapter, MemoryConfig(history="host")).to_host
+        assert to_host is not None
+        truth = _values(adapter)
+        arrays = adapter.read_params()
+        kept = to_host(arrays)
+        del arrays
+        _train(fixture)
+        first, second = kept.back(), kept.back()
+        assert isinstance(kept, HostCopy)
+        assert kept.homes == tuple(str(getattr(b, "device", "")) for b in adapter.read_params())
+        assert kept.nbytes == sum(v.size for v in truth) * adapter.layout.itemsize
+        for found in (first, second, adapter.add_params(first, 0.0, 1.0), kept.back(), kept.numpy()):
+            assert _same([_numpy(b) for b in found], truth)
+
+    def test_a_history_in_host_memory_is_the_same(self) -> None:
+        """F63; whole and encoded, bit for bit."""
+        for dtype in ("float32", "bfloat16", "int8"):
+            seen = []
+            for place in ("device", "host"):
+                fixture = self.make()
+                adapter, config = fixture.adapter, HistoryConfig(window=2, windows=2, dtype=dtype)
+                memory = Memory(adapter, MemoryConfig(history=place))
+                history = History(adapter.layout, adapter.xp, config, {"window-means"}, memory=memory)
+                for index in range(6):
+                    history.before_step(adapter)
+                    adapter.train_step(fixture.batches[index % len(fixture.batches)])
+                    history.after_step(adapter)
+                means = [*history.window_means, history.displacement()]
+                seen.append([[_numpy(b) for b in mean] for mean in means])
+            assert len(seen[0]) == 3
+            assert all(_same(a, b) for a, b in zip(*seen, strict=True))
 
     def test_scalars_have_their_ranges(self) -> None:
         fixture = self.make()
