@@ -70,8 +70,8 @@ class TorchAdapter:
         capabilities: ``"batch-statistics"`` where BatchNorm layers learn running statistics and
             ``"residuals"`` where `residual_fn` is given, next to ``"accumulation"``,
             ``"adaptive-clipping"``, ``"checkpoints"``, ``"closure"``, ``"host-memory"``, ``"learning-rate"``,
-            ``"memory"`` and ``"mixed-precision"``. ``"ranks"`` where several processes train the model; sharded
-            parameters take ``"adaptive-clipping"`` and ``"residuals"`` away.
+            ``"memory"`` and ``"mixed-precision"``. ``"ranks"`` where several processes train the model;
+            sharded parameters take ``"adaptive-clipping"`` and ``"residuals"`` away.
         world_size: Processes that train the model.
         copies: How many of them hold the same weights.
 
