@@ -66,18 +66,12 @@ def perceptron_adapter(width: int, donate: bool | None = None) -> JaxAdapter:
 
 def held_bytes() -> int:
     """Bytes on the device now: the allocator's count, or without one the sum over all arrays alive."""
-    gc.collect()
+    gc.collect(0)
     stats = jax.devices()[0].memory_stats()
     if stats:
         return int(stats["bytes_in_use"])
     alive = [a for a in jax.live_arrays() if a.sharding.memory_kind == "device"]
     return sum(int(a.nbytes) for a in alive)
-
-
-def peak_bytes() -> int:
-    """Most bytes so far by the allocator's count; 0 without one."""
-    stats = jax.devices()[0].memory_stats()
-    return int(stats["peak_bytes_in_use"]) if stats else 0
 
 
 _listening: list[list[str]] = []

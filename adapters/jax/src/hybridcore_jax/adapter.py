@@ -142,6 +142,7 @@ class JaxAdapter(HostMemory):
                 max_grad_norm=max_grad_norm,
                 donate=donate,
             )
+        self.parts.params = None  # a copy of the weights that only the caller may still need
         self._probe_key = jax.random.key(0) if key is not None else None
         self._statistics = Statistics(self._losses, self._probe_key)
         self._probe = jax.jit(self._losses.per_example, static_argnames=("training", "batch_statistics"))
