@@ -78,9 +78,7 @@ def streams() -> tuple[str, bool]:
 
     @jax.jit
     def slow(x: Any) -> Any:
-        for _ in range(20):
-            x = jnp.tanh(x @ square)
-        return x.reshape(-1)
+        return jax.lax.fori_loop(0, 300, lambda _, y: jnp.tanh(y @ square), x).reshape(-1)
 
     adapter, wrong = perceptron_adapter(256), 0
     weights = np.asarray(adapter.read_params()[0], np.float64)
