@@ -187,3 +187,17 @@ def test_f51_the_error_names_what_to_lower():
     with pytest.raises(MemoryBudgetError) as caught:
         History(card.layout, xp, HistoryConfig(memory_budget_mib=0.5), {"window-means"})
     assert "host" not in caught.value.fix, "nobody said that there is an accelerator"
+
+
+@pytest.mark.parametrize("place", ["device", "host"])
+def test_f51_snapshots_that_leave_the_card_reserve_none_of_it(place):
+    adapter, _, probes = clouds()
+    adapter.device, size = "card:0", adapter.snapshot_nbytes()
+    kept = []
+    adapter.keep_snapshots = kept.append
+    adapter.offload_optimizer = adapter.free_bytes = lambda: None
+    adapter.snapshot_nbytes = lambda: 0 if kept == ["host"] else size
+    config = configure(memory={"snapshots": place}, recovery={"snapshot_every": 0})
+    engine, _ = build(adapter, config, probes=probes)
+    alone = History(adapter.layout, xp, config.history, engine.history.needs).planned_bytes()
+    assert engine.history.planned_bytes() - alone == (size if place == "device" else 0) and size > 0
