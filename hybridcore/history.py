@@ -5,9 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import ModuleType
-from typing import Any, overload
-
-import numpy as np
+from typing import Any
 
 from hybridcore.checkpoint.attributes import put, take
 from hybridcore.config import HistoryConfig
@@ -15,8 +13,9 @@ from hybridcore.errors import MemoryBudgetError, PredictionError
 from hybridcore.kernels.encoding import encoded_bytes
 from hybridcore.kernels.reference import REFERENCE
 from hybridcore.layout import Buckets, ParamLayout
-from hybridcore.memory import budget_bytes
-from hybridcore.protocols import Adapter, EncodedBuckets, KernelSet
+from hybridcore.memory import Memory, budget_bytes
+from hybridcore.protocols import Adapter, KernelSet
+from hybridcore.window_means import WindowMeans
 
 __all__ = ["NEEDS", "History", "dot", "norm"]
 
@@ -36,7 +35,6 @@ _STATE = (
     "_older_is_update",
     "_sum",
     "_count",
-    "_means",
     "_closed",
     "_last_end",
     "_displacement",
@@ -73,6 +71,7 @@ class History:
         kernels: Who does the arithmetic.
         budget: Bytes of the budget; `hybridcore.memory.budget_bytes` of the host if None.
         least: Smallest of a number over all processes of the run.
+        memory: Where window means are kept; on the device if None.
 
     Attributes:
         kernels: For predictors' arithmetic too.
@@ -93,6 +92,7 @@ class History:
         kernels: KernelSet = REFERENCE,
         budget: int | None = None,
         least: Callable[[float], float] = float,
+        memory: Memory | None = None,
     ) -> None:
         self.layout, self.xp, self.kernels = layout, xp, kernels
         self.window, self.dtype = config.window, config.dtype
@@ -106,7 +106,7 @@ class History:
                 expected=f"a subset of {sorted(NEEDS)}",
                 fix="correct the class attribute `needs`",
             )
-        self._reserved, self._least = reserved, least
+        self._reserved, self._least, self._memory = reserved, least, memory
         self.budget_bytes = int(least(budget_bytes(config) if budget is None else budget))
         self._wanted = max(config.windows, windows)
         self.windows = self._fit(self._wanted)
@@ -118,7 +118,8 @@ class History:
         self._older_is_update = False
         self._sum: Buckets | None = None
         self._count = 0
-        self._means: list[Buckets | EncodedBuckets] = []
+        to_host = memory.to_host if memory is not None else None
+        self._means = WindowMeans(layout, xp, self.dtype, kernels, to_host)
         self._closed = 0
         self._last_end: Buckets | None = None
         self._displacement: Buckets | None = None
@@ -129,11 +130,11 @@ class History:
     def average(self, wanted: bool) -> None:
         """Keep window means from now on, or not; leaving off saves a pass over the weights per step."""
         if not wanted and self._averaging:
-            self._means.clear()
+            self._means.keep(0)
             self._count = 0
         self._averaging = wanted
 
-    def _copies(self) -> int:
+    def _copies(self, dtype: str, away: bool) -> int:
         """Whole copies of all weights at most, the window means apart."""
         copies = 0
         if "last-update" in self.needs:
@@ -141,11 +142,11 @@ class History:
         if "reach" in self.needs:  # the update before, where the path began, and how far it came
             copies += 3
         if "window-means" in self.needs:
-            copies += 1
+            copies += 1 + away  # the sum, and what is brought back to be read
         if "straightness" in self.needs:
             copies += 2
         # Work space: a window mean, or a window end and its displacement, is made before the old one goes.
-        return copies + (2 if "straightness" in self.needs else 1) + (self.dtype != "float32")
+        return copies + (2 if "straightness" in self.needs else 1) + (dtype != "float32")
 
     def reserve(self, nbytes: int) -> None:
         """Leave `nbytes` of the budget to others; the oldest windows go where they no longer fit.
@@ -160,12 +161,7 @@ class History:
             except MemoryBudgetError:
                 self._reserved = former
                 raise
-            del self._means[: -self.windows]
-
-    @property
-    def _kept_as(self) -> str:
-        """How window means are held: encoded, or in the buckets' own dtype."""
-        return self.layout.bucket_dtype if self.dtype == "float32" else self.dtype
+            self._means.keep(self.windows)
 
     def _fit(self, wanted: int) -> int:
         fitting = (w for w in range(wanted, 1, -1) if self.planned_bytes(w) <= self.budget_bytes)
@@ -173,23 +169,50 @@ class History:
         if windows:
             return windows
         least = self.planned_bytes(2)
+        ways = [f"set history.memory_budget_mib to {math.ceil(least / MIB)}", *self._smaller()]
         raise MemoryBudgetError(
             "the weight history does not fit into its memory budget",
             where="history.memory_budget_mib",
             got=f"{self.budget_bytes / MIB:.1f} MiB",
             expected=f"at least {least / MIB:.1f} MiB for {self.layout.total:,} weights",
-            fix=f"set history.memory_budget_mib to {math.ceil(least / MIB)}, or choose a predictor "
-            "that needs less (last-update)",
+            fix=", or ".join(ways),
         )
 
-    def planned_bytes(self, windows: int | None = None) -> int:
-        """Bytes that the history and what is reserved take at most, with this many windows."""
+    def _smaller(self) -> list[str]:
+        """What would take less memory than the least of now."""
+        least, found = self.planned_bytes(2), []
+        memory = self._memory
+        if memory is not None and memory.apart:
+            if memory.to_host is None and self.planned_bytes(2, away=True) < least:
+                found.append('set memory.history to "host"')
+            if memory.snapshots_stay and self._reserved:
+                found.append('set memory.snapshots to "host"')
+        if self.dtype != "int8" and self.planned_bytes(2, dtype="int8") < least:
+            found.append('set history.dtype to "int8"')
+        return [*found, "choose a predictor that needs less (last-update)"]
+
+    def planned_bytes(
+        self, windows: int | None = None, dtype: str | None = None, away: bool | None = None
+    ) -> int:
+        """Bytes that the history and what is reserved take at most of the memory that the model lies in.
+
+        Args:
+            windows: Window means; those kept now if None.
+            dtype: How they are kept; as configured if None.
+            away: Whether they wait in host memory; as configured if None.
+        """
         kept = (self.windows if windows is None else windows) if "window-means" in self.needs else 0
-        per_window = sum(encoded_bytes(n, self._kept_as) for n in self.layout.bucket_sizes)
-        return self._reserved + self.layout.nbytes * self._copies() + kept * per_window
+        dtype = self.dtype if dtype is None else dtype
+        memory = self._memory
+        away = memory is not None and memory.to_host is not None if away is None else away
+        if away and memory is not None and memory.apart:
+            kept = 0 if dtype == "float32" else min(kept, 1)  # codes on their way back
+        kept_as = self.layout.bucket_dtype if dtype == "float32" else dtype
+        per_window = sum(encoded_bytes(n, kept_as) for n in self.layout.bucket_sizes)
+        return self._reserved + self.layout.nbytes * self._copies(dtype, away) + kept * per_window
 
     def bytes_in_use(self) -> int:
-        """Bytes of all arrays held now."""
+        """Bytes of all arrays held now; window means in host memory count where the model lies there too."""
         held: list[Buckets | None] = [
             self._recent,
             self._older,
@@ -200,10 +223,8 @@ class History:
         sizes = [
             self.layout.itemsize * int(b.shape[0]) for buckets in held if buckets is not None for b in buckets
         ]
-        for mean in self._means:
-            codes = mean.codes if isinstance(mean, EncodedBuckets) else mean
-            sizes += [encoded_bytes(int(b.shape[0]), self._kept_as) for b in codes]
-        return sum(sizes)
+        apart = self._memory is not None and self._memory.apart
+        return sum(sizes) + self._means.device_bytes + (0 if apart else self._means.host_bytes)
 
     def before_step(self, adapter: Adapter) -> None:
         """Copy the weights before a real step, if the last update is needed."""
@@ -240,14 +261,9 @@ class History:
 
     def _close_window(self) -> None:
         assert self._sum is not None
-        del self._means[: max(0, len(self._means) + 1 - self.windows)]
-        mean = self._mean_of(self._sum)
+        self._means.keep(self.windows - 1)
         self._closed += 1
-        if self.dtype == "float32":
-            _protect(mean)
-            self._means.append(mean)
-        else:
-            self._means.append(self.kernels.encode(mean, self.dtype, self._closed, self.xp))
+        self._means.append(self._mean_of(self._sum), self._closed)
         self._count = 0
 
     def _end_window(self, adapter: Adapter) -> None:
@@ -270,36 +286,12 @@ class History:
 
     @property
     def window_means(self) -> Sequence[Buckets]:
-        """Means of the last windows, oldest first. Read only; encoded ones are decoded when taken."""
-        if self.dtype == "float32":
-            return tuple(self.decoded(mean) for mean in self._means)
-        return _Means(tuple(self._means), self)
+        """Means of the last windows, oldest first. Read only; those encoded or away are made when taken."""
+        return self._means.seen()
 
     def versions(self) -> tuple[int, ...]:
-        """Counts of writes into the window means, where their library counts them (PyTorch does).
-
-        Where it does not, arrays cannot be written to (JAX, TensorFlow) or are handed out read-only (NumPy).
-        """
-        newest = self._means[-1] if self._means else ()
-        if isinstance(newest, tuple) and (not newest or isinstance(newest[0], np.ndarray)):
-            return ()
-        found = []
-        for mean in self._means:
-            for array in mean.codes if isinstance(mean, EncodedBuckets) else mean:
-                try:
-                    found.append(int(getattr(array, "_version", 0)))
-                except RuntimeError:  # tensors of inference mode count nothing
-                    found.append(0)
-        return tuple(found)
-
-    def decoded(self, mean: Buckets | EncodedBuckets) -> Buckets:
-        """A window mean as buckets."""
-        if not isinstance(mean, EncodedBuckets):
-            return mean
-        decoded = self.kernels.decode(mean, self.xp)
-        if self.layout.bucket_dtype == "float32":
-            return decoded
-        return tuple(self.xp.astype(b, self.xp.float64) for b in decoded)
+        """Counts of writes into the window means; see `WindowMeans.versions`."""
+        return self._means.versions()
 
     @property
     def open_steps(self) -> int:
@@ -375,6 +367,19 @@ class History:
             return self.window_means[-1], self._count + (self.window - 1) / 2.0
         return None
 
+    @property
+    def latest_age(self) -> float | None:
+        """How old the `latest_mean` is, without computing it."""
+        if self._sum is not None and 2 * self._count >= self.window:
+            return (self._count - 1) / 2.0
+        return self._count + (self.window - 1) / 2.0 if self._means else None
+
+    @property
+    def has_earlier_mean(self) -> bool:
+        """Whether there is an `earlier_mean`."""
+        half_open = self._sum is not None and 2 * self._count >= self.window
+        return len(self._means) > (0 if half_open else 1)
+
     def earlier_mean(self) -> tuple[Buckets, float] | None:
         """The window mean before the `latest_mean`, and how many real steps lie between their middles.
 
@@ -394,7 +399,7 @@ class History:
 
     def restart(self, *, keep_straightness: bool = False) -> None:
         """Begin anew after a jump or a restore, so that no window mixes both sides of it."""
-        self._means.clear()
+        self._means.keep(0)
         self._count = 0
         self._recent_is = "nothing"
         self._older_is_update = False
@@ -421,7 +426,8 @@ class History:
 
     def state_dict(self) -> dict[str, Any]:
         """State as plain data and arrays; the arrays are the history's own."""
-        return {**take(self, _STATE), "observed": self._adapter is not None}
+        observed = self._adapter is not None
+        return {**take(self, _STATE), "means": self._means.state(), "observed": observed}
 
     def load_state_dict(self, state: Mapping[str, Any], adapter: Adapter) -> None:
         """Put back what `state_dict` gave.
@@ -431,37 +437,8 @@ class History:
             adapter: The model that is observed.
         """
         put(self, _STATE, state)
+        self._means.load_state(state["means"])
         self._adapter = adapter if state["observed"] else None
-
-
-def _protect(buckets: Buckets) -> None:
-    """Make NumPy arrays read-only: verdicts depend on window means, which predictors get to see."""
-    for bucket in buckets:
-        if isinstance(bucket, np.ndarray):
-            # Not `flags.writeable = False`: NumPy makes a new string "setflags" for that each time, and the
-            # interpreter's cache of methods, 4096 places, comes to hold them, 57 bytes each.
-            bucket.setflags(write=False)
-
-
-class _Means(Sequence[Buckets]):
-    """Window means of one moment, decoded one by one as they are asked for."""
-
-    def __init__(self, means: tuple[Buckets | EncodedBuckets, ...], history: History) -> None:
-        self._means, self._history = means, history
-
-    def __len__(self) -> int:
-        return len(self._means)
-
-    @overload
-    def __getitem__(self, index: int) -> Buckets: ...
-
-    @overload
-    def __getitem__(self, index: slice) -> Sequence[Buckets]: ...
-
-    def __getitem__(self, index: int | slice) -> Buckets | Sequence[Buckets]:
-        if isinstance(index, slice):
-            return tuple(self._history.decoded(mean) for mean in self._means[index])
-        return self._history.decoded(self._means[index])
 
 
 def _cosine(first: float, second: float, product: float) -> float:

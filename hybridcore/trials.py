@@ -240,9 +240,8 @@ class TrialKeeper:
         Args:
             cost: Cost units so far.
         """
-        latest = self._history.latest_mean()
-        progress = cost - self.cost - (latest[1] if latest is not None else 0.0)
-        return self._history.earlier_mean() is not None or self._near(self._point, progress)
+        progress = cost - self.cost - (self._history.latest_age or 0.0)
+        return self._history.has_earlier_mean or self._near(self._point, progress)
 
     def _near(self, point: Point | None, progress: float) -> bool:
         """Whether a slope from that point to here is one of now.

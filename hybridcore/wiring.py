@@ -133,8 +133,8 @@ def wire(
     corrector = corrector if corrector is not None else NoCorrection()
     apart = RunningAverage.reserved_bytes(adapter) if average is not None else 0
     apart += CorrectionKeeper.reserved_bytes(adapter, corrector)
-    reserved = apart + adapter.snapshot_nbytes()
     memory = Memory(adapter, config.memory)
+    reserved = apart + adapter.snapshot_nbytes()  # none where they leave the device
     available, windows = budget_bytes(config.history, adapter), participants.windows
     history = History(
         adapter.layout,
@@ -146,6 +146,7 @@ def wire(
         ranks.kernels(kernels),
         available,
         ranks.least,
+        memory,
     )
     participants.reset(adapter.layout, config.run.seed)
     reach = Reach(adapter.xp) if "reach" in history.needs else None

@@ -42,7 +42,12 @@ STEP = {"phases": {"predict_mode": "step", "predict_steps": 5, "forward_every": 
 CORRECTED = {"correction": {"name": "gains", "interval": 2}}
 SETUPS = {
     "jumps": Setup(
-        tables={**THRESHOLD, **named("predictor", "drift"), "average": {"enabled": True}},
+        tables={
+            **THRESHOLD,
+            **named("predictor", "drift"),
+            "average": {"enabled": True},
+            "memory": {"history": "host"},
+        },
         expected={"warmup", "full", "correct in a trial"},
     ),
     "credit": Setup(optimizer=OptimizerSpec("adam", 0.01), batches=200, every=7, expected={"in a row"}),
@@ -75,7 +80,12 @@ SETUPS = {
         expected={"correct in a trial"},
     ),
     "remembered": Setup(
-        tables={**named("predictor", "outer-momentum"), **THRESHOLD, "history": {"dtype": "bfloat16"}},
+        tables={
+            **named("predictor", "outer-momentum"),
+            **THRESHOLD,
+            "history": {"dtype": "bfloat16"},
+            "memory": {"history": "host"},
+        },
         probes=False,
         expected={"warmup"},
     ),

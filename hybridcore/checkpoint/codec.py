@@ -17,7 +17,7 @@ from hybridcore.checkpoint.classes import CLASSES, ENUMS, SNAPSHOT_FIELD
 from hybridcore.dynamics.adam import to_numpy
 from hybridcore.errors import CheckpointError
 from hybridcore.layout import Buckets
-from hybridcore.protocols import Snapshot
+from hybridcore.protocols import HostCopy, Snapshot
 
 __all__ = ["Arrays", "Decoder", "Encoder"]
 
@@ -106,6 +106,8 @@ class Encoder:
             return self._instance(value, where)
         if hasattr(value, "dtype") and hasattr(value, "shape"):
             return self._device_array(value, where)
+        if isinstance(value, HostCopy):
+            return self._host_copy(value, where)
         return self._unknown(value, where)
 
     def _items(self, values: Any, where: str) -> list[Any]:
@@ -144,6 +146,11 @@ class Encoder:
                 f"an array cannot be read: {error}", where=where, got=type(value).__name__
             ) from error
         return self._array(value, host, where, "device", dtype, str(getattr(value, "device", "")))
+
+    def _host_copy(self, value: HostCopy, where: str) -> Any:
+        """Arrays that wait in host memory are written as those of the device that they belong to."""
+        rows = zip(value.numpy(), value.dtypes, value.homes, strict=True)
+        return {"tuple": [self._array(a, a, where, "device", dtype, home) for a, dtype, home in rows]}
 
     def _instance(self, value: Any, where: str) -> Any:
         fields = {}

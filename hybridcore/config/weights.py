@@ -39,11 +39,15 @@ class MemoryConfig:
     Attributes:
         snapshots: ``"device"`` keeps the copies that rollbacks need beside the model; ``"host"`` in pinned
             host memory, at the price of a transfer per trial.
+        history: ``"device"`` keeps window means beside the model; ``"host"`` copies each into pinned host
+            memory while training goes on, and back when a predictor or a verdict reads it. More windows
+            fit into ``history.memory_budget_mib`` then, which bounds the device's memory.
         offload_optimizer: In Predict phases of mode ``"step"``, which need no optimizer, its state waits in
             host memory (F63).
     """
 
     snapshots: str = attrs.field(default="device", validator=choice("device", "host"))
+    history: str = attrs.field(default="device", validator=choice("device", "host"))
     offload_optimizer: bool = False
 
 

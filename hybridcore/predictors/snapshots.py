@@ -28,8 +28,13 @@ def differences(snapshots: Sequence[Buckets]) -> list[Buckets]:
         >>> differences([(1.0,), (3.0,), (4.0,)])
         [(2.0,), (1.0,)]
     """
-    pairs = zip(snapshots[1:], snapshots[:-1], strict=True)
-    return [tuple(a - b for a, b in zip(newer, older, strict=True)) for newer, older in pairs]
+    found: list[Buckets] = []
+    older: Buckets | None = None
+    for newer in snapshots:  # each taken once: it may have to come from host memory
+        if older is not None:
+            found.append(tuple(a - b for a, b in zip(newer, older, strict=True)))
+        older = newer
+    return found
 
 
 def gram(vectors: Sequence[Buckets], xp: ModuleType, kernels: KernelSet = REFERENCE) -> NDArray[np.float64]:

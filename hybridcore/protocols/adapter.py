@@ -19,6 +19,8 @@ __all__ = [
     "ArrayRef",
     "CheckpointAdapter",
     "ClippingAdapter",
+    "HostCopy",
+    "HostMemoryAdapter",
     "MemoryAdapter",
     "RankedAdapter",
     "RateAdapter",
@@ -118,7 +120,7 @@ class Adapter(Protocol):
         ...
 
     def snapshot_nbytes(self) -> int:
-        """Bytes that one snapshot takes now."""
+        """Bytes that one snapshot takes now beside the model: none where it leaves an accelerator."""
         ...
 
     def after_jump(self, deltas: Buckets) -> None:
@@ -184,6 +186,51 @@ class MemoryAdapter(Protocol):
 
     def offload_optimizer(self) -> None:
         """Move the optimizer's state into host memory until anything needs it, which brings it back (F63)."""
+        ...
+
+
+@runtime_checkable
+class HostCopy(Protocol):
+    """Copies of arrays that wait in host memory; never changed.
+
+    Attributes:
+        dtypes: Name of each array's dtype.
+        homes: Name of each array's device, as the array itself tells it.
+    """
+
+    dtypes: tuple[str, ...]
+    homes: tuple[str, ...]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of host memory that they take."""
+        ...
+
+    def back(self) -> Buckets:
+        """Fresh arrays on the devices that they came from, bit for bit, ready for the work queued next.
+
+        Where the device has queues, the transfer is queued, and the host does not wait for it.
+        """
+        ...
+
+    def numpy(self) -> list[NDArray[Any]]:
+        """Wait for the copies and give them as NumPy arrays, bfloat16 widened to float32; read only."""
+        ...
+
+
+@runtime_checkable
+class HostMemoryAdapter(Protocol):
+    """An adapter with the capability ``"host-memory"``: its arrays can wait in pinned host memory (F63).
+
+    For other adapters the engine copies through NumPy, and waits for it.
+    """
+
+    def to_host(self, arrays: Buckets) -> HostCopy:
+        """Begin to copy 1-D arrays of any dtype into host memory, beside the work that is queued next.
+
+        The device's memory is free once the copy is done and the caller has let go of the arrays, which it
+        must not write into any more.
+        """
         ...
 
 

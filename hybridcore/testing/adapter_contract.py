@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -19,9 +20,21 @@ from safetensors.numpy import load, save
 
 from hybridcore.checkpoint.codec import Decoder, Encoder
 from hybridcore.checkpoint.engine_state import Moment
+from hybridcore.config import HistoryConfig, MemoryConfig
 from hybridcore.errors import BatchError, DeltaError, SnapshotError
+from hybridcore.history import History
 from hybridcore.layout import Buckets, ParamGroup
-from hybridcore.protocols import API_VERSION, Adapter, CheckpointAdapter, ClippingAdapter, RateAdapter
+from hybridcore.memory import Memory
+from hybridcore.protocols import (
+    API_VERSION,
+    Adapter,
+    CheckpointAdapter,
+    ClippingAdapter,
+    HostCopy,
+    HostMemoryAdapter,
+    MemoryAdapter,
+    RateAdapter,
+)
 
 __all__ = ["AdapterContract", "AdapterFixture"]
 
@@ -297,6 +310,8 @@ class AdapterContract:
         adapter = self.make().adapter
         assert isinstance(adapter, RateAdapter) == ("learning-rate" in adapter.capabilities)
         assert isinstance(adapter, ClippingAdapter) == ("adaptive-clipping" in adapter.capabilities)
+        assert isinstance(adapter, MemoryAdapter) == ("memory" in adapter.capabilities)
+        assert isinstance(adapter, HostMemoryAdapter) == ("host-memory" in adapter.capabilities)
 
     def rated(self) -> tuple[AdapterFixture, RateAdapter]:
         """A fixture, and its adapter if it can change the learning rate."""
@@ -536,6 +551,35 @@ class AdapterContract:
         assert fixture.adapter.snapshot_nbytes() >= least
 
     # Scalars
+
+    def test_window_means_wait_in_host_memory_unchanged(self) -> None:
+        """F63; as they are and encoded, bit for bit."""
+        fixture = self.make()
+        adapter = fixture.adapter
+        pairs = []
+        for dtype in ("float32", "bfloat16", "int8"):
+            config = HistoryConfig(window=2, windows=2, dtype=dtype)
+            places = [Memory(adapter, MemoryConfig(history=place)) for place in ("device", "host")]
+            needs = {"window-means"}
+            pairs.append([History(adapter.layout, adapter.xp, config, needs, memory=m) for m in places])
+        for batch in fixture.batches[:4]:
+            adapter.train_step(batch)
+            for history in itertools.chain(*pairs):
+                history.after_step(adapter)
+        for pair in pairs:
+            stays, goes = ([*h.window_means, h.displacement()] for h in pair)
+            assert len(stays) == 3
+            for one, other in zip(stays, goes, strict=True):
+                assert _same([_numpy(b) for b in one], [_numpy(b) for b in other])
+        to_host = Memory(adapter, MemoryConfig(history="host")).to_host
+        assert to_host is not None
+        truth, kept = _values(adapter), to_host(adapter.read_params())
+        assert isinstance(kept, HostCopy)
+        assert kept.homes == tuple(str(getattr(b, "device", "")) for b in adapter.read_params())
+        assert kept.nbytes == sum(v.size for v in truth) * adapter.layout.itemsize
+        adapter.add_params(kept.back(), 1.0, 3.0)  # which may write into what came back
+        for found in (kept.back(), kept.numpy()):
+            assert _same([_numpy(b) for b in found], truth)
 
     def test_scalars_have_their_ranges(self) -> None:
         fixture = self.make()

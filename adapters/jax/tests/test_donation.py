@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from contextlib import contextmanager
 
 import jax
@@ -94,6 +96,32 @@ def test_a_jump_leaves_arrays_alone_that_a_loop_or_a_step_of_ones_own_holds():
     )
     own.apply_delta(own.read_params(), 0.1)
     assert not any(leaf.is_deleted() for leaf in jax.tree.leaves(params))
+
+
+def test_a_sum_that_others_still_read_is_left_alone(monkeypatch):
+    """As on a GPU, where JAX refuses to donate what was handed out through DLPack."""
+    adapter = make(False)
+    into = adapter.read_params()
+
+    def refuse(*args):
+        raise ValueError("INVALID_ARGUMENT: Donation requested for buffer with external reference")
+
+    monkeypatch.setattr("hybridcore_jax.buckets._add", refuse)
+    found = adapter.add_params(into, 2.0, 3.0)
+    np.testing.assert_allclose(flat(found), 5.0 * flat(into), rtol=1e-6)
+    monkeypatch.setattr("hybridcore_jax.buckets._add", lambda *args: 1 // 0)
+    with pytest.raises(ZeroDivisionError):
+        adapter.add_params(into)
+
+
+def test_the_weights_that_a_run_began_with_are_let_go():
+    params = mlp()
+    first = weakref.ref(params[0]["w"])
+    adapter = JaxAdapter(params, optax.sgd(0.05), loss_fn, learning_rate=0.05, donate=True)
+    del params
+    gc.collect()
+    assert first() is None
+    assert adapter.train_step(data()[0]).loss > 0.0
 
 
 def test_running_sums_are_kept_in_place():

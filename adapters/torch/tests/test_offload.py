@@ -110,7 +110,7 @@ def test_shared_and_captured_memory_stays():
     assert state_bytes(captured) > 0
 
 
-def trained(memory, model=None):
+def trained(memory, model=None, predictor="last-update", **history):
     """Predict phases of mode "step" with a jump per phase; sizes of the state while they last."""
     torch.manual_seed(0)
     model = model or nn.Sequential(nn.Linear(6, 16), nn.Tanh(), nn.Linear(16, 3))
@@ -119,7 +119,8 @@ def trained(memory, model=None):
         {
             "memory": memory,
             "phases": {"predict_mode": "step", "predict_steps": 4, "warmup_steps": 5, "full_steps": 5},
-            "predictor": {"name": "last-update"},
+            "predictor": {"name": predictor},
+            "history": {"window": 3, **history},
             "controller": {"name": "fixed", "fixed": {"horizon": 4.0}},
             "budget": {"share": 1.0, "count_seconds": False},
         }
@@ -140,6 +141,28 @@ def test_the_state_is_away_in_predict_phases_and_nothing_else_changes():
     assert np.array_equal(stays[0], goes[0], equal_nan=True)
     assert all(torch.equal(a, b) for a, b in zip(stays[3], goes[3], strict=True))
     assert min(stays[1]) > 0 and max(goes[1]) == 0
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_window_means_are_in_host_memory_and_nothing_else_changes(dtype):
+    stays = trained({}, predictor="spectral", dtype=dtype)
+    goes = trained({"history": "host"}, predictor="spectral", dtype=dtype)
+    assert goes[2]["jumps"] == stays[2]["jumps"] >= 1
+    assert np.array_equal(stays[0], goes[0], equal_nan=True)
+    assert all(torch.equal(a, b) for a, b in zip(stays[3], goes[3], strict=True))
+
+
+def test_a_tensor_and_its_host_copy_share_no_memory():
+    adapter = made()
+    given = (torch.arange(4.0), torch.ones(3, dtype=torch.bfloat16), torch.tensor([], dtype=torch.int8))
+    kept = adapter.to_host(given)
+    given[0].zero_()
+    back = kept.back()
+    back[0].add_(1.0)
+    assert kept.dtypes == ("float32", "bfloat16", "int8") and kept.homes == ("cpu",) * 3
+    assert kept.nbytes == 16 + 6
+    assert [a.tolist() for a in kept.back()] == [[0.0, 1.0, 2.0, 3.0], [1.0, 1.0, 1.0], []]
+    assert [a.dtype for a in kept.numpy()] == [np.float32, np.float32, np.int8]
 
 
 def test_the_adapter_offers_what_the_memory_capability_says():

@@ -18,6 +18,7 @@ from hybridcore.layout import Buckets, ParamGroup, ParamLayout
 from hybridcore.protocols import API_VERSION, StepResult
 from hybridcore_jax.buckets import BucketStore
 from hybridcore_jax.checkpoints import export, put_together, take_apart
+from hybridcore_jax.host_memory import HostMemory, away, home
 from hybridcore_jax.interfaces import Parts, parts_of
 from hybridcore_jax.interfaces.base import PureModel
 from hybridcore_jax.jump_rules import JumpState, after_jump, moment_statistics, rescale_velocity, scale_rate
@@ -36,7 +37,7 @@ from hybridcore_jax.trees import copy_tree, device_name, find_nodes, is_a, tree_
 __all__ = ["JaxAdapter"]
 
 
-class JaxAdapter:
+class JaxAdapter(HostMemory):
     """Lets the engine train a JAX model.
 
     The adapter owns the train state, since JAX's arrays are immutable: `params`, `opt_state` and `model`
@@ -67,7 +68,7 @@ class JaxAdapter:
     Attributes:
         capabilities: ``"batch-statistics"`` where the model keeps running statistics, ``"residuals"`` where
             `residual_fn` is given, and without a `train_step` of your own ``"adaptive-clipping"``, next to
-            ``"accumulation"``, ``"checkpoints"`` and ``"learning-rate"``.
+            ``"accumulation"``, ``"checkpoints"``, ``"host-memory"``, ``"learning-rate"`` and ``"memory"``.
 
     Raises:
         ModelError: There is nothing to train, or the arguments exclude each other.
@@ -141,6 +142,7 @@ class JaxAdapter:
                 max_grad_norm=max_grad_norm,
                 donate=donate,
             )
+        self.parts.params = None  # a copy of the weights that only the caller may still need
         self._probe_key = jax.random.key(0) if key is not None else None
         self._statistics = Statistics(self._losses, self._probe_key)
         self._probe = jax.jit(self._losses.per_example, static_argnames=("training", "batch_statistics"))
@@ -148,7 +150,7 @@ class JaxAdapter:
         self.momentum_memory = momentum_memory(optimizer, params, self.opt_state)
         kept = train_step is None and self._losses.stateful
         self.capabilities = frozenset(
-            {"accumulation", "checkpoints", "learning-rate"}
+            {"accumulation", "checkpoints", "host-memory", "learning-rate", "memory"}
             | ({"batch-statistics"} if kept else set())
             | ({"residuals"} if residual_fn is not None else set())
         )
@@ -187,11 +189,13 @@ class JaxAdapter:
     @property
     def opt_state(self) -> Any:
         """The optimizer's state now."""
+        self._bring_back()
         return self._access.get(self._state, "opt_state")
 
     @property
     def train_state(self) -> Any:
         """The whole state now: a `TrainState`, or what the user's own train step carries."""
+        self._bring_back()
         return self._state
 
     @property
@@ -267,6 +271,7 @@ class JaxAdapter:
             BatchError: The model cannot take the batch; nothing was changed.
             ModelError: The user's own train step returned the wrong thing; nothing was changed.
         """
+        self._bring_back()
         try:
             self._state, result = self._runner.run(self._state, batch)
         except Exception:
@@ -342,12 +347,21 @@ class JaxAdapter:
 
     # State
 
-    def _copied(self, state: Any) -> Any:
-        return copy_tree(state) if self._shared or self._runner.donates else state
+    def _apart(self, state: Any, other: Any) -> Any:
+        """The state, sharing no array with the other one that a step may delete."""
+        if not (self._shared or self._runner.donates):
+            return state
+        leaves, structure = jax.tree.flatten(state)
+        shared = [i for i, leaf in enumerate(jax.tree.leaves(other)) if leaf is leaves[i]]
+        for index, copy in zip(shared, copy_tree([leaves[i] for i in shared]), strict=True):
+            leaves[index] = copy
+        return jax.tree.unflatten(structure, leaves)
 
     def snapshot(self) -> JaxSnapshot:
-        """Parameters, optimizer, model state and random key, on the device."""
-        return JaxSnapshot(self.layout, self._copied(self._state), self._updates, self._factor)
+        """Parameters, optimizer, model state and random key, on the device or in pinned host memory."""
+        self._bring_back()
+        state = self._apart(away(self._state) if self._snapshots_away else self._state, self._state)
+        return JaxSnapshot(self.layout, state, self._updates, self._factor)
 
     def restore(self, snapshot: Any) -> None:
         """Put a snapshot back bit for bit; it stays valid.
@@ -363,8 +377,10 @@ class JaxAdapter:
                 expected="what `snapshot()` returned",
                 fix="restore only snapshots of this adapter",
             )
+        self._bring_back()
         snapshot.check(self.layout, self._state)
-        self._state, self._updates = self._copied(snapshot.state), snapshot.updates
+        state = home(snapshot.state, self._state)
+        self._state, self._updates = self._apart(state, snapshot.state), snapshot.updates
         self._set_factor(snapshot.factor)
 
     def snapshot_state(self, snapshot: Any) -> tuple[dict[str, NDArray[Any]], Any]:
@@ -377,6 +393,7 @@ class JaxAdapter:
         Raises:
             SnapshotError: It does not fit the model and optimizer.
         """
+        self._bring_back()
         return put_together(arrays, data, self.layout, self._state)
 
     def export_weights(self, path: str) -> None:
@@ -384,8 +401,9 @@ class JaxAdapter:
         export(self.params, path)
 
     def snapshot_nbytes(self) -> int:
-        """Bytes that one snapshot takes now."""
-        return tree_nbytes(self._state)
+        """Bytes that one snapshot takes now; none of an accelerator's where it is kept in host memory."""
+        apart = self._snapshots_away and not self.device.startswith("cpu")
+        return 0 if apart else tree_nbytes(self._state)
 
     def after_jump(self, deltas: Buckets) -> None:
         """Adjust the optimizer to weights that moved without it (F59); see `jump_rules.after_jump`."""
@@ -394,7 +412,8 @@ class JaxAdapter:
     @property
     def learning_rate(self) -> float:
         """Learning rate of the latest update; before the first one, the rate it will have."""
-        return self._factor * self._rate.after(self._updates, self.opt_state)
+        held = self._access.get(self._state, "opt_state")  # rates in it are single numbers, which never leave
+        return self._factor * self._rate.after(self._updates, held)
 
     def scale_learning_rate(self, factor: float) -> None:
         """Multiply all further updates, whatever schedule or injected rate they come from (F40).
@@ -457,6 +476,7 @@ class JaxAdapter:
             ModelError: The trees are not like those before.
         """
         self._plan.check(params, "hybrid.advance(params, ...)")
+        self._optimizer_away = False
         self._shared = True  # the host may donate these arrays to its next step
         if self._held is not None and not result.skipped:
             params = part_of_the_way(self._held, params, self._factor)

@@ -97,7 +97,7 @@ class BucketStore:
         pieces = self.pieces(leaves)
         into = self.accept(into, "into", pieces)
         return tuple(
-            _add(self._dtype, old, [pieces[i] for i in rows], weight, decay)
+            _added(self._dtype, old, [pieces[i] for i in rows], weight, decay)
             for old, rows in zip(into, self._members, strict=True)
         )
 
@@ -182,10 +182,23 @@ def _read(dtype: Any, pieces: Sequence[Any]) -> Any:
     return jnp.copy(flat) if len(pieces) == 1 else flat
 
 
-@partial(jax.jit, static_argnums=0, donate_argnums=1)
-def _add(dtype: Any, into: Any, pieces: Sequence[Any], weight: Any, decay: Any) -> Any:
+def _sum(dtype: Any, into: Any, pieces: Sequence[Any], weight: Any, decay: Any) -> Any:
     kept = jnp.where(decay == 0.0, 0.0, decay * into)  # NaN in a bucket to be overwritten must not stay
     return kept + weight * _flat(dtype, pieces)
+
+
+_add = jax.jit(_sum, static_argnums=0, donate_argnums=1)
+_add_apart = jax.jit(_sum, static_argnums=0)
+
+
+def _added(dtype: Any, into: Any, pieces: Sequence[Any], weight: float, decay: float) -> Any:
+    try:
+        return _add(dtype, into, pieces, weight, decay)
+    except (ValueError, RuntimeError) as error:
+        if "external reference" not in str(error):
+            raise
+        # Somebody outside JAX, such as a kernel, still reads it; on a GPU its memory cannot be taken then.
+        return _add_apart(dtype, into, pieces, weight, decay)
 
 
 @partial(jax.jit, static_argnums=0)

@@ -19,6 +19,7 @@ from hybridcore.layout import Buckets, ParamGroup, ParamLayout
 from hybridcore.protocols import API_VERSION, StepResult
 from hybridcore_torch.buckets import BucketStore
 from hybridcore_torch.checkpoints import export, put_together, take_apart
+from hybridcore_torch.host_copies import HostCopier
 from hybridcore_torch.jump_rules import drop_curvature_pairs, has_velocity, moment_statistics
 from hybridcore_torch.losses import Autocast, LossCaller
 from hybridcore_torch.modes import BufferGuard, evaluation_mode, fixed_randomness, tracked_norms
@@ -68,9 +69,9 @@ class TorchAdapter:
     Attributes:
         capabilities: ``"batch-statistics"`` where BatchNorm layers learn running statistics and
             ``"residuals"`` where `residual_fn` is given, next to ``"accumulation"``,
-            ``"adaptive-clipping"``, ``"checkpoints"``, ``"closure"``,
-            ``"learning-rate"``, ``"memory"`` and ``"mixed-precision"``. ``"ranks"`` where several processes
-            train the model; sharded parameters take ``"adaptive-clipping"`` and ``"residuals"`` away.
+            ``"adaptive-clipping"``, ``"checkpoints"``, ``"closure"``, ``"host-memory"``, ``"learning-rate"``,
+            ``"memory"`` and ``"mixed-precision"``. ``"ranks"`` where several processes train the model;
+            sharded parameters take ``"adaptive-clipping"`` and ``"residuals"`` away.
         world_size: Processes that train the model.
         copies: How many of them hold the same weights.
 
@@ -115,6 +116,7 @@ class TorchAdapter:
             "adaptive-clipping",
             "checkpoints",
             "closure",
+            "host-memory",
             "learning-rate",
             "memory",
             "mixed-precision",
@@ -146,6 +148,7 @@ class TorchAdapter:
         self._keeper = SnapshotKeeper(self.layout, self._guard, optimizer, scheduler, scaler, self._cuda)
         # Its hook must come before those of the runner, which reads the state.
         self._offload = OptimizerOffload(optimizer)
+        self.to_host = HostCopier()
         self._losses = LossCaller(model, loss_fn, autocast, local(params[0]).device)
         self._runner = StepRunner(
             model,
@@ -335,7 +338,12 @@ class TorchAdapter:
         export(self._base, path)
 
     def snapshot_nbytes(self) -> int:
-        """Bytes that one snapshot takes now; of sharded parameters, on the process where it takes most."""
+        """Bytes that one snapshot takes now; of sharded parameters, on the process where it takes most.
+
+        Snapshots of a CUDA device that are kept in host memory take none of the device's.
+        """
+        if self._keeper.in_host_memory and self._cuda:
+            return 0
         nbytes = self._keeper.nbytes()
         if self._ranks is None or not self._ranks.sharded:
             return nbytes

@@ -126,7 +126,7 @@ class Nowcast:
                 fix="ask another predictor for steps back",
             )
         ahead = min(horizon * self.share(), self.network.furthest * history.window)
-        means = history.window_means[-self.windows :]
+        means = list(history.window_means[-self.windows :])  # read many times: from host memory only once
         moved = self._moved(history, means, ahead / history.window, xp)
         return Prediction(moved, ahead, self._confidence(means, xp))
 
