@@ -287,7 +287,10 @@ def main(arguments: list[str] | None = None) -> None:
                     sys.stderr.write(json.dumps(attrs.asdict(samples[-1])) + "\n")
         soak.engine.close()
     found, wrong = judge(samples)
-    alive = [thread.name for thread in threading.enumerate() if thread is not threading.main_thread()]
+    others = [thread for thread in threading.enumerate() if thread is not threading.main_thread()]
+    for thread in others:
+        thread.join(10.0)  # it was told to stop just now, and a busy machine may not have let it run yet
+    alive = [thread.name for thread in others if thread.is_alive()]
     if alive:
         wrong.append(f"threads are left: {alive}")
     report = {**found, **soak.counts, "wrong": wrong}
