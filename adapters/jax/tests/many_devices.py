@@ -33,7 +33,7 @@ PLAIN = {n: (0.4 * RNG.standard_normal(s)).astype(np.float32) for n, s in SHAPES
 TARGET = RNG.standard_normal((6, 4))
 INPUTS = [RNG.standard_normal((8, 6)).astype(np.float32) for _ in range(30)]
 BATCHES = [(x, np.tanh(x @ TARGET).astype(np.float32)) for x in INPUTS]
-HORIZON = 20.0
+HORIZON = 35.0
 """Far enough that three jumps are kept and one is taken back."""
 
 
