@@ -66,6 +66,11 @@ _FEWEST = 5
 """Cosines without which alignment says nothing."""
 
 
+def _fading(state: EngineState) -> bool:
+    """Whether a schedule has begun to anneal, which jumps would undo."""
+    return state.learning_rate < 0.5 * state.peak_learning_rate
+
+
 def _standardised(cosines: tuple[float, ...]) -> float:
     """Their mean in standard errors."""
     mean = math.fsum(cosines) / len(cosines)
@@ -121,7 +126,7 @@ class Credit:
             return Action(Phase.CORRECT, 1, "Correct follows Predict", observe=True)
         opening = state.trial_steps_left == 0
         worth, reach = 1.0 + c.least_gain, state.reach if math.isfinite(state.reach) else 1.0
-        fading = state.learning_rate < 0.5 * state.peak_learning_rate
+        fading = _fading(state)
         if opening and c.foresight and state.forecast is not None:
             self._outlook = self._best_outlook(state, state.forecast)
         if opening and state.step < self._resumes:
@@ -221,7 +226,8 @@ class Credit:
 
     def _rest(self, state: EngineState, reason: str) -> Action:
         wait = state.next_sample - state.step - 2
-        if wait > 0 and state.trial_steps_left == 0 and not self._climbing:
+        climbing = self._climbing and state.may_predict and state.step >= self._resumes and not _fading(state)
+        if wait > 0 and state.trial_steps_left == 0 and not climbing:
             return Action(Phase.FULL, wait, reason, observe=False)
         near = self._h >= 1.0 + 0.5 * self.config.least_gain
         return Action(Phase.FULL, 2, reason, averaged=near, observe=True)
