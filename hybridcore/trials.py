@@ -11,7 +11,6 @@ import attrs
 import numpy as np
 from numpy.typing import NDArray
 
-from hybridcore.bend import bend, straightened
 from hybridcore.budget import Budget
 from hybridcore.checkpoint.attributes import put, take
 from hybridcore.config import HybridConfig, VerdictConfig
@@ -25,7 +24,7 @@ from hybridcore.ranks import Ranks
 from hybridcore.rates import RateControl
 from hybridcore.reach import Reach
 from hybridcore.state import Statistics
-from hybridcore.verdict import Reference, Verdict, judge
+from hybridcore.verdict import Reference, Verdict, judge, overfitted, straightened
 
 __all__ = ["Point", "Trial", "TrialKeeper"]
 
@@ -142,6 +141,7 @@ class Trial:
             reason=reason,
             behind_steps=verdict.behind_steps if verdict is not None and kept else 0.0,
             falling=verdict is not None and verdict.falling,
+            overfitted=verdict is not None and verdict.overfitted,
         )
 
 
@@ -374,6 +374,8 @@ class TrialKeeper:
         position, progress = cost - age, cost - self.cost - age
         losses = self.probe(mean)
         verdict = judge(trial.reference, losses, position, trial.predicted, self._config.verdict)
+        trained = np.asarray(list(self._statistics.losses)[-trial.real_steps :])
+        verdict = attrs.evolve(verdict, overfitted=overfitted(losses, trained, self._config.verdict))
         covered = predicted - age * (trial.predicted / max(trial.real_steps, 1) if trial.continuous else 0.0)
         self._point = Point(losses, progress, covered) if verdict.kept else None
         self._older = Point(trial.reference.losses, trial.progress, trial.covered)
@@ -506,13 +508,13 @@ class TrialKeeper:
             if before is not None:
                 pace = previous.predicted / max(previous.real_steps, 1) if previous is not None else 0.0
                 earlier = Point(self.probe(before[0]), progress - before[1], predicted - pace * before[1])
-        come, q = max(progress + predicted, 2.0), bend(self._statistics.losses, progress + predicted)
+        age = max(progress + predicted, 2.0)
         if earlier is not None:
             steps = progress - earlier.progress + max(0.0, predicted - earlier.covered)
-            self._rate = (losses - earlier.losses) / -straightened(-min(steps, come - 1.0), come, q)
+            self._rate = (losses - earlier.losses) / -straightened(-min(steps, age - 1.0), age)
         # Where there is no slope of now, an older one asks for more than now can be: sooner that than none,
         # which would credit the jump with what the steps did. A controller can wait (`knows_curve`).
-        return Reference(losses, self._rate, cost - behind, come, q), progress
+        return Reference(losses, self._rate, cost - behind, age), progress
 
 
 def _same(one: float, other: float) -> bool:

@@ -8,11 +8,10 @@ import attrs
 import numpy as np
 from numpy.typing import NDArray
 
-from hybridcore.bend import straightened
 from hybridcore.config import VerdictConfig
 from hybridcore.probes import paired_difference
 
-__all__ = ["Reference", "Verdict", "judge"]
+__all__ = ["Reference", "Verdict", "judge", "overfitted", "straightened"]
 
 
 @attrs.frozen
@@ -25,14 +24,12 @@ class Reference:
         cost: Cost units spent when `losses` was current.
         age: Steps of the user's optimizer that the curve had come by then, predicted ones included; infinite
             for a straight continuation.
-        bend: Power of those steps by which its slope falls (`hybridcore.bend`).
     """
 
     losses: NDArray[np.float64]
     rate: NDArray[np.float64] | None
     cost: float
     age: float = math.inf
-    bend: float = 1.0
 
     @property
     def slope(self) -> float:
@@ -42,11 +39,12 @@ class Reference:
     def at(self, cost: float) -> NDArray[np.float64]:
         """Per-example losses expected at a later cost without the jump.
 
-        Training curves flatten, and are continued as they bend; late in a run that is a straight line.
+        Training curves flatten. They are continued straight over the logarithm of the steps; late in a run
+        that is a straight line.
         """
         if self.rate is None or self.slope == 0.0:
             return self.losses
-        return self.losses + self.rate * straightened(cost - self.cost, self.age, self.bend)
+        return self.losses + self.rate * straightened(cost - self.cost, self.age)
 
 
 @attrs.frozen(slots=True)
@@ -60,6 +58,7 @@ class Verdict:
         credit_steps: Gain, less one error, in real steps of the reference's slope; 0 unless positive.
         reason: One line.
         falling: Whether the loss is clearly below that before the jump.
+        overfitted: Whether held-out losses are clearly above those that were trained on; see `overfitted`.
         behind_steps: Where the trial is kept although it is behind the curve: by how many real steps.
     """
 
@@ -70,6 +69,7 @@ class Verdict:
     reason: str
     behind_steps: float = 0.0
     falling: bool = False
+    overfitted: bool = False
 
 
 def judge(
@@ -114,3 +114,34 @@ def judge(
     if behind:
         reason += f", but {fall.mean:.4g} below the loss before"
     return Verdict(kept, gain, error, credit, reason, behind_steps=behind, falling=falling)
+
+
+def overfitted(held_out: NDArray[np.float64], trained: NDArray[np.float64], config: VerdictConfig) -> bool:
+    """Whether a model knows its training examples clearly better than others.
+
+    Averaged weights are a little better than those that were trained with, so that the comparison errs on the
+    side of no.
+
+    Args:
+        held_out: Per-example losses of the window mean, shape (n,).
+        trained: Mean losses of the last batches, before their updates, shape (k,).
+        config: Confidence.
+    """
+    if trained.size < 2 or held_out.size < 2:
+        return False
+    variance = held_out.var(ddof=1) / held_out.size + trained.var(ddof=1) / trained.size
+    return bool(held_out.mean() - trained.mean() > config.confidence_z * math.sqrt(variance))
+
+
+def straightened(steps: float, age: float) -> float:
+    """Steps of a straight line that fall as far as `steps` more of a curve over the logarithm of steps.
+
+    Args:
+        steps: Further steps, more than ``-age``.
+        age: Steps that the curve had come by now, where the line touches it.
+
+    Example:
+        >>> round(straightened(10.0, 10.0), 4) == round(10 * math.log(2.0), 4)
+        True
+    """
+    return age * math.log1p(steps / age) if math.isfinite(age) else steps

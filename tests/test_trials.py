@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 from engine_lab import Proposes, Scripted, bits, bowl, build, clouds, configure, correct, drive, full, predict
 
-from hybridcore.bend import bend
 from hybridcore.controllers.fixed import Fixed, FixedConfig
 from hybridcore.predictors.drift import Drift
 from hybridcore.predictors.last_update import LastUpdate
@@ -17,6 +16,12 @@ from hybridcore.reference import scheduled_rate
 
 UPHILL = {"groups": {"max_relative_jump": 1e9}}
 OPTIMIZERS = ["sgd", "momentum", "adam"]
+
+
+def integrate(f, low, high, n=20_000):
+    """Midpoint rule."""
+    t = low + (np.arange(n) + 0.5) * (high - low) / n
+    return float(np.mean(f(t)) * (high - low))
 
 
 def away(by):
@@ -226,12 +231,6 @@ def test_f82_the_verdict_falls_after_exactly_settle_real_steps(settle):
     assert script.outcomes[0].real_steps == settle
 
 
-def integrate(f, low, high, n=20_000):
-    """Midpoint rule."""
-    t = low + (np.arange(n) + 0.5) * (high - low) / n
-    return float(np.mean(f(t)) * (high - low))
-
-
 def test_f82_the_verdict_compares_window_averaged_weights_at_equal_cost():
     """Gain against the losses of hand-computed window means on the noiseless quadratic."""
     adapter = bowl(condition=2.0)
@@ -248,11 +247,10 @@ def test_f82_the_verdict_compares_window_averaged_weights_at_equal_cost():
     after = np.mean([(1 - rate * h) ** k * landed for k in range(1, 5)], axis=0)
     # Three probes of one third of a step each: two for the curve before the jump are booked by then.
     cost = 12 + 2 / 3 + 4 - 1.5 - (12 - 1.5)
-    # The curve between the two means bends as its training losses do, and goes on bending so.
+    # Straight over the logarithm of the steps.
     age = 12 - 1.5
-    q = bend([loss(gap(k)) for k in range(12)], age)
-    slope = (newer - older) / integrate(lambda t: (t / age) ** -q, age - 4, age)
-    bar = newer + slope * integrate(lambda t: (t / age) ** -q, age, age + cost)
+    slope = (newer - older) / integrate(lambda t: age / t, age - 4, age)
+    bar = newer + slope * integrate(lambda t: age / t, age, age + cost)
     (verdict,) = recorder.named("verdict")
     assert verdict["gain"] == pytest.approx(bar - loss(after), rel=1e-4)
     assert verdict["kept"]
@@ -275,9 +273,9 @@ def test_f82_the_slope_is_measured_anew_after_a_rollback():
     r = 0.98
     at = lambda k: 0.5 * (np.mean([r**j for j in range(k - 3, k + 1)]) * gap) ** 2  # noqa: E731
     assert reference.losses[0] == pytest.approx(at(4), rel=1e-5)
-    q, age = reference.bend, reference.age
+    age = reference.age
     assert reference.slope == pytest.approx(
-        (at(4) - at(0)) / integrate(lambda t: (t / age) ** -q, age - 4, age), rel=1e-4
+        (at(4) - at(0)) / integrate(lambda t: age / t, age - 4, age), rel=1e-4
     )
 
 
@@ -295,7 +293,8 @@ def test_f82_the_slope_is_per_real_step_whatever_probes_cost():
     assert recorder.named("probe")[0]["cost"] == pytest.approx(10.0)
     slope = engine._trials.trial.reference.slope
     at = lambda k: 0.5 * (np.mean([0.99**j for j in range(k - 3, k + 1)]) * after) ** 2  # noqa: E731
-    assert slope == pytest.approx((at(4) - at(0)) / 4, rel=1e-4)
+    age = engine._trials.trial.reference.age
+    assert slope == pytest.approx((at(4) - at(0)) / integrate(lambda t: age / t, age - 4, age), rel=1e-4)
 
 
 def test_f82_credit_is_bounded_by_what_the_caps_left_of_the_horizon():

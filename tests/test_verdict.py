@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from hybridcore.config import VerdictConfig
-from hybridcore.verdict import Reference, judge
+from hybridcore.verdict import Reference, judge, overfitted, straightened
 
 SPREAD = np.linspace(-0.5, 0.5, 11)
 """Examples differ in level; the mean of these offsets is zero."""
@@ -110,3 +110,24 @@ def test_f82_without_a_known_slope_any_sure_gain_counts_as_predicted():
     flat = Reference(2.0 + SPREAD, None, 100.0)
     assert judge(flat, 1.9 + SPREAD, 130.0, 12.0, VerdictConfig()).credit_steps == 12.0
     assert not judge(flat, 2.1 + SPREAD, 130.0, 12.0, VerdictConfig()).kept
+
+
+@pytest.mark.parametrize("steps", [-5.0, 3.0, 40.0])
+def test_f82_a_curve_is_continued_straight_over_the_logarithm_of_its_steps(steps):
+    """Its slope falls like one over the steps: compared with the integral by the midpoint rule."""
+    age = 12.0
+    t = age + (np.arange(100_000) + 0.5) / 100_000 * steps
+    assert straightened(steps, age) == pytest.approx(float(np.mean(age / t)) * steps, rel=1e-6)
+
+
+def test_f82_late_in_a_run_nothing_bends():
+    assert straightened(20.0, 1e6) == pytest.approx(20.0, rel=1e-4)
+    assert straightened(20.0, float("inf")) == 20.0
+
+
+@pytest.mark.parametrize(("gap", "known"), [(0.0, False), (0.05, False), (0.5, True), (-0.5, False)])
+def test_f82_overfitting_is_a_clear_gap_between_held_out_and_training_losses(gap, known):
+    random = np.random.default_rng(0)
+    held_out, trained = 1.0 + gap + random.standard_normal(256), 1.0 + 0.1 * random.standard_normal(20)
+    assert overfitted(held_out, trained, VerdictConfig(confidence_z=2.0)) == known
+    assert not overfitted(held_out, trained[:1], VerdictConfig())

@@ -10,8 +10,7 @@ from statistics import median
 import attrs
 
 from benchmarks.recipes.catalogue import Recipe
-from benchmarks.recipes.plan import CONTROLS, OWN_RATE, PUBLISHED_RIVALS, Plan, Tuned
-from benchmarks.rivals import RIVALS
+from benchmarks.recipes.plan import PUBLISHED_RIVALS, Plan, Tuned
 from hybridcore.compare import ArmRow, Comparison, read_comparison, summarise
 from hybridcore.records import RunRecord, speedup
 from hybridcore.report.overhead import overheads
@@ -211,10 +210,3 @@ def _not_slower(row: Row) -> bool:
         return False
     low = hybrid.speedup_cost_interval[0]
     return (hybrid.speedup_cost_low if math.isnan(low) else low) >= 0.98
-
-
-def column_arms(rows: Sequence[Row]) -> list[str]:
-    """All arms that any row has, in the order of the tables."""
-    order = ("baseline", "hybrid", "tuned", "hybrid-tuned", *CONTROLS, *PUBLISHED_RIVALS, *OWN_RATE)
-    found = {row.arm for table in rows for row in table.comparison.rows}
-    return [arm for arm in (*order, "gauss-newton", *RIVALS) if arm in found]

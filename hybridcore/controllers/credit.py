@@ -90,8 +90,11 @@ class Credit:
     gradients with the steps before them (`hybridcore.alignment.Alignment`) may lift h above the reach: it
     grows while they agree, and falls back to the reach where they do not.
 
-    What has stopped to pay is left alone: after `patience` verdicts in a row without a proven gain, jumps
-    rest. A model that has learned what its data tell goes on overfitting, and would only do so sooner.
+    What has stopped to pay is left alone: after `patience` verdicts in a row without a proven gain, and
+    without a clear fall of the loss, jumps rest. A model that has learned what its data tell goes on
+    overfitting, and would only do so sooner; without a clear gap between held-out and training losses, jumps
+    go on where gradients that grow shorten the reach by themselves, that is where the optimizer does not
+    normalise them.
 
     Example:
         >>> Credit().config.window
@@ -117,7 +120,7 @@ class Credit:
         self._dry = self._rests = self._resumes = 0
         self._aligned = 1.0
         self._since = self._seen = 0
-        self._climbing = False
+        self._climbing = self._normalised = False
 
     def choose(self, state: EngineState) -> Action:
         """Repeat the last update h - 1 times, or rest until the next sample of the reach."""
@@ -134,6 +137,7 @@ class Credit:
             return self._rest(state, f"no gain was proven; jumps rest until step {self._resumes}")
         boosted = self._boosted(reach, state)
         supported = boosted / self._divisor
+        self._normalised = state.normalised
         if state.normalised:
             supported = max(supported, self._follow(state, reach))
         target = self._outlook * supported
@@ -264,9 +268,9 @@ class Credit:
         if outcome.gain > outcome.gain_error:
             self._dry = self._rests = 0
             return
-        self._gap = 1
-        if outcome.falling:
+        if outcome.falling or not (outcome.overfitted or self._normalised):
             return  # there is still something to learn, and too little of it to tell who taught it
+        self._gap = 1
         if outcome.behind_steps > 0.0:
             return  # the horizon was too long, and is shorter now
         self._dry += 1

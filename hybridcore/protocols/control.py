@@ -66,6 +66,7 @@ class Outcome:
         reason: One line.
         behind_steps: Real steps that a kept trial is behind the reference curve; 0 where it is not.
         falling: The probe loss is clearly below that before the jump.
+        overfitted: The probe loss is clearly above the training loss.
     """
 
     kept: bool
@@ -81,6 +82,7 @@ class Outcome:
     reason: str
     behind_steps: float = 0.0
     falling: bool = False
+    overfitted: bool = False
 
 
 @runtime_checkable
