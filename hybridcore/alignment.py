@@ -46,19 +46,17 @@ class Alignment:
         """The newest cosines, the newest last."""
         return tuple(self._kept)
 
-    def observe(self, squared: float, before: float, shared: float, beta: float) -> None:
-        """Take in an update by its inner products with the one before.
+    def observe(self, fresh: float, before: float, shared: float) -> None:
+        """Take in the fresh part of an update by its inner products with the update before.
 
         Args:
-            squared: ``<u_t, u_t>``.
+            fresh: ``<e_t, e_t>``.
             before: ``<u_(t-1), u_(t-1)>``.
-            shared: ``<u_t, u_(t-1)>``.
-            beta: Coefficient of the optimizer's first moment; 0 without one.
+            shared: ``<e_t, u_(t-1)>``.
         """
-        fresh = squared + beta * beta * before - 2.0 * beta * shared
-        scale = math.sqrt(max(fresh, 0.0) * before) if math.isfinite(fresh * before) else 0.0
+        scale = math.sqrt(fresh * before) if math.isfinite(fresh * before) else 0.0
         if scale > 0.0:
-            self.add((shared - beta * before) / scale)
+            self.add(shared / scale)
 
     def add(self, cosine: float) -> None:
         """Take in a cosine."""

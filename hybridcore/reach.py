@@ -72,8 +72,8 @@ class Reach:
         """Whether the update of this real step should be sampled."""
         return step >= self.next_sample
 
-    def observe(self, step: int, history: History, adapter: Adapter, *, aligned: bool) -> None:
-        """Look at the real step just taken: sample it where it is due, and its alignment where that is asked.
+    def observe(self, step: int, history: History, adapter: Adapter, *, aligned: bool = False) -> None:
+        """Look at the update of the real step just taken: sample it where that is due.
 
         Args:
             step: Real steps so far.
@@ -82,41 +82,32 @@ class Reach:
             aligned: Whether the alignment of every step seen is wanted.
         """
         due = self.due(step)
-        if due or aligned:
-            self._look(step, history, adapter, due, aligned)
-        elif self.due(step + 1):
-            history.last_update()  # the next sample needs this step's update too
-
-    def sample(self, step: int, history: History, adapter: Adapter) -> None:
-        """Take in the update of the real step just taken.
-
-        Args:
-            step: Real steps so far.
-            history: Gives the last two updates.
-            adapter: Gives the weights and the memory of the first moment.
-        """
-        self._look(step, history, adapter, True, False)
-
-    def _look(self, step: int, history: History, adapter: Adapter, due: bool, aligned: bool) -> None:
         if self._origin is None:
+            return
+        if not (due or aligned):
+            if self.due(step + 1):
+                history.last_update()  # the next sample needs this step's update too
             return
         update, older = history.updates()
         beta = 1.0 - 1.0 / max(adapter.momentum_memory, 1.0)
-        kernels = history.kernels
+        fresh = None
         if older is not None and (beta > 0.0 or aligned):
-            squared, before, shared = kernels.products(update, older, self._xp)
+            squared, before, shared = history.kernels.products(update, older, self._xp)
+            fresh = max(squared + beta * beta * before - 2.0 * beta * shared, 0.0)
             if aligned:
-                self.alignment.observe(squared, before, shared, beta)
-            if not due:
-                return
-            squared += beta * beta * before - 2.0 * beta * shared
-            squared = max(squared, 0.0) / (1.0 - beta) ** 2
-        elif not due:
+                self.alignment.observe(fresh, before, shared - beta * before)
+        if not due:
             return
-        elif beta > 0.0 and self._samples:
-            return  # one update of a pair says nothing about its fresh part; the next one will
-        else:
-            squared = float(kernels.gram([update], self._xp)[0, 0])
+        if fresh is None:
+            if beta > 0.0 and self._samples:
+                return  # one update of a pair says nothing about its fresh part; the next one will
+            fresh = float(history.kernels.gram([update], self._xp)[0, 0])
+        elif beta > 0.0:
+            fresh /= (1.0 - beta) ** 2
+        self._sample(step, fresh, history, adapter)
+
+    def _sample(self, step: int, squared: float, history: History, adapter: Adapter) -> None:
+        """Count a fresh part of this squared size, and measure how far the path has come."""
         if not math.isfinite(squared):
             return
         self._sum += squared * (step - self._counted)
@@ -124,7 +115,7 @@ class Reach:
         self._counted = step
         self._samples += 1
         self._work = adapter.read_params(self._work)
-        gap = kernels.distance(self._work, self._origin, self._xp)
+        gap = history.kernels.distance(self._work, self._origin, self._xp)
         if math.isfinite(gap):
             self._distance = max(self._distance, gap)
         self._settle()

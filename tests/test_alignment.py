@@ -12,7 +12,8 @@ def test_the_cosine_is_that_of_the_gradient_with_the_last_update():
     before, gradient, beta, rate = random.standard_normal(50), random.standard_normal(50), 0.9, 0.1
     update = beta * before - rate * gradient
     alignment = Alignment()
-    alignment.observe(float(update @ update), float(before @ before), float(update @ before), beta)
+    fresh = update - beta * before
+    alignment.observe(float(fresh @ fresh), float(before @ before), float(fresh @ before))
     truth = -(gradient @ before) / np.linalg.norm(gradient) / np.linalg.norm(before)
     assert alignment.samples[0] == pytest.approx(truth, rel=1e-9)
 
@@ -20,7 +21,7 @@ def test_the_cosine_is_that_of_the_gradient_with_the_last_update():
 @pytest.mark.parametrize(("squared", "before"), [(0.0, 0.0), (float("nan"), 1.0), (float("inf"), 1.0)])
 def test_updates_without_a_direction_say_nothing(squared, before):
     alignment = Alignment()
-    alignment.observe(squared, before, 0.0, 0.9)
+    alignment.observe(squared, before, 0.0)
     assert alignment.count == 0
 
 

@@ -27,10 +27,8 @@ def walk(adapter, steps, reach, jump=None):
         adapter.train_step(None)
         history.after_step(adapter)
         path.append((before, adapter.params["w"].copy()))
-        if reach.due(step):
-            reach.sample(step, history, adapter)
-        else:
-            history.last_update()
+        reach.observe(step, history, adapter)
+        history.last_update()
         if jump is not None:
             adapter.apply_delta(history.last_update(), jump)
     return path
@@ -104,7 +102,7 @@ def test_non_finite_updates_leave_it_alone():
     history.before_step(adapter)
     adapter.params["w"][0] = np.inf
     history.after_step(adapter)
-    reach.sample(6, history, adapter)
+    reach.observe(6, history, adapter)
     assert reach.state_dict() == before
 
 
@@ -136,6 +134,9 @@ def test_growing_updates_shorten_the_reach_at_once():
         def updates(self):
             return (self.u,), None
 
+        def last_update(self):
+            return (self.u,)
+
     def reach(sizes):
         path, found = Path(), Reach(xp)
         found.start(path)
@@ -143,8 +144,7 @@ def test_growing_updates_shorten_the_reach_at_once():
             u = np.zeros(4, np.float32)
             u[step % 4] = size
             path.w += u
-            if found.due(step):
-                found.sample(step, Updates(u), path)
+            found.observe(step, Updates(u), path)
         return found.horizon, float(np.linalg.norm(path.w))
 
     horizon, far = reach([0.01] * 9 + [1.0, 1.0])
