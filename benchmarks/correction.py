@@ -31,7 +31,7 @@ from hybridcore.engine import Engine
 from hybridcore.events import Event, EventBus
 from hybridcore.layout import ParamLayout
 from hybridcore.plugins import Registry, load_registry
-from hybridcore.runner import build_task
+from hybridcore.tasks.building import build_task
 
 TASKS = ("digits-mlp", "mnist-mlp", "poisson-pinn")
 CONTROLLERS = {"fixed": "drift", "threshold": "last-update", "credit": "last-update"}

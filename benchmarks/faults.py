@@ -38,7 +38,7 @@ from hybridcore.injection import inject, mislead, parse_faults
 from hybridcore.plugins import load_registry
 from hybridcore.protocols import OptimizerSpec, TaskRun
 from hybridcore.reference import ReferenceAdapter, SoftmaxRegression
-from hybridcore.runner import build_task
+from hybridcore.tasks.building import build_task
 
 STEPS = 1000
 TOLERANCE = 1.05

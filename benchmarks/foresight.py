@@ -29,7 +29,7 @@ import numpy as np
 from hybridcore.components import check_config
 from hybridcore.engine import Engine
 from hybridcore.plugins import load_registry
-from hybridcore.runner import build_task
+from hybridcore.tasks.building import build_task
 
 TASKS: dict[str, dict[str, Any]] = {
     "digits-mlp": {"optimizer": "adam", "learning_rate": 3e-4},

@@ -31,7 +31,8 @@ from hybridcore.config import (
 )
 from hybridcore.plugins import Registry, load_registry
 from hybridcore.records import speedup
-from hybridcore.runner import RunResult, run_task
+from hybridcore.runner import run_task
+from hybridcore.training import RunResult
 
 CASES: dict[str, tuple[str, str, float, str]] = {
     "quadratic-sgd-small": ("quadratic", "sgd", 0.1, "1/19"),

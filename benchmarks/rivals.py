@@ -38,7 +38,10 @@ from hybridcore.layout import Buckets
 from hybridcore.plugins import Registry, load_framework
 from hybridcore.probes import FORWARD_COST
 from hybridcore.protocols import Adapter, OptimizerSpec, Problem, StepResult, TaskRun
-from hybridcore.runner import RunResult, Stepper, build_task, train
+from hybridcore.runner import train
+from hybridcore.steppers import Stepper
+from hybridcore.tasks.building import build_task
+from hybridcore.training import RunResult
 
 __all__ = ["RIVALS", "Rival", "RivalRun", "run_rival"]
 

@@ -45,7 +45,8 @@ from hybridcore.injection import corrupted, parse_faults
 from hybridcore.metrics import SCHEMA, MetricsWriter
 from hybridcore.plugins import Registry, load_registry
 from hybridcore.records import read_run
-from hybridcore.runner import build_task, run_task
+from hybridcore.runner import run_task
+from hybridcore.tasks.building import build_task
 
 GROWTH = 0.01
 _STEPS = ("real-step", "step-skipped")

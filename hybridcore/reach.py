@@ -108,6 +108,7 @@ class Reach:
 
     def _sample(self, step: int, squared: float, history: History, adapter: Adapter) -> None:
         """Count a fresh part of this squared size, and measure how far the path has come."""
+        assert self._origin is not None
         if not math.isfinite(squared):
             return
         self._sum += squared * (step - self._counted)

@@ -18,8 +18,8 @@ from hybridcore.events import Event, EventBus, Listener
 from hybridcore.injection import Fault, inject
 from hybridcore.metrics import MetricsWriter
 from hybridcore.records import Evaluation
-from hybridcore.runfiles import require_unused, run_start, write_config, write_json
-from hybridcore.steppers import Recipe, Stepper, build_stepper
+from hybridcore.runfiles import run_start, write_config
+from hybridcore.steppers import Recipe, build_stepper
 from hybridcore.tasks.building import build_task
 from hybridcore.tracking import Tracking
 from hybridcore.training import RunResult, TrainingLoop
@@ -27,16 +27,7 @@ from hybridcore.training import RunResult, TrainingLoop
 if TYPE_CHECKING:
     from hybridcore.plugins import Registry
 
-__all__ = [
-    "Recipe",
-    "RunResult",
-    "Stepper",
-    "build_task",
-    "require_unused",
-    "run_task",
-    "train",
-    "write_json",
-]
+__all__ = ["run_task", "train"]
 
 logger = logging.getLogger("hybridcore")
 

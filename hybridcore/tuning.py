@@ -14,7 +14,8 @@ from hybridcore.config import HybridConfig
 from hybridcore.events import Listener
 from hybridcore.records import Evaluation
 from hybridcore.runfiles import write_json
-from hybridcore.runner import RunResult, train
+from hybridcore.runner import train
+from hybridcore.training import RunResult
 
 if TYPE_CHECKING:
     from hybridcore.plugins import Registry

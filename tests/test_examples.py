@@ -10,7 +10,8 @@ import pytest
 
 from hybridcore.compare import read_comparison
 from hybridcore.configfile import load_config
-from hybridcore.runner import build_task, run_task
+from hybridcore.runner import run_task
+from hybridcore.tasks.building import build_task
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("hybridcore_torch")

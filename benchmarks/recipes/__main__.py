@@ -22,7 +22,7 @@ from pathlib import Path
 
 from benchmarks.recipes.catalogue import RECIPES, Recipe
 from benchmarks.recipes.plan import CONTROLS, EVALUATIONS, OWN_RATE, PREDICTION, PUBLISHED_RIVALS, TUNED, Plan
-from hybridcore.runner import write_json
+from hybridcore.runfiles import write_json
 
 RIVALS_ALL = tuple(dict.fromkeys((*PUBLISHED_RIVALS, *OWN_RATE, *PREDICTION)))
 QUICK = ("torch-quickstart", "torch-polynomial", "sklearn-mlp")

@@ -25,7 +25,8 @@ from hybridcore.engine import Engine
 from hybridcore.events import EventBus
 from hybridcore.plugins import Registry
 from hybridcore.protocols import StepResult, TaskRun
-from hybridcore.runner import Stepper, build_task
+from hybridcore.steppers import Stepper
+from hybridcore.tasks.building import build_task
 from hybridcore_torch import TorchAdapter
 
 __all__ = ["HandOver", "Lbfgs", "lbfgs_of"]
@@ -157,7 +158,7 @@ class HandOver:
 
 
 class _Phases:
-    """One loop over both phases; see `hybridcore.runner.Stepper`."""
+    """One loop over both phases; see `hybridcore.steppers.Stepper`."""
 
     def __init__(self, first: Stepper, recipe: HandOver, *built: Any) -> None:
         self._stepper: Stepper = first

@@ -25,7 +25,9 @@ from hybridcore.config import HybridConfig
 from hybridcore.configfile import apply_overrides
 from hybridcore.errors import DivergenceError
 from hybridcore.plugins import Registry, load_registry
-from hybridcore.runner import RunResult, train, write_json
+from hybridcore.runfiles import write_json
+from hybridcore.runner import train
+from hybridcore.training import RunResult
 from hybridcore.tuning import CANDIDATES
 
 __all__ = ["CONTROLS", "OWN_RATE", "PREDICTION", "PUBLISHED_RIVALS", "TUNED", "Plan", "Tuned", "groups"]

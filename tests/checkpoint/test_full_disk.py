@@ -26,7 +26,8 @@ from hybridcore.events import Event
 from hybridcore.metrics import MetricsWriter
 from hybridcore.plugins import load_registry
 from hybridcore.records import read_run
-from hybridcore.runner import run_task, write_json
+from hybridcore.runfiles import write_json
+from hybridcore.runner import run_task
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 

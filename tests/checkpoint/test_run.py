@@ -258,7 +258,7 @@ def test_best_weights_are_those_of_the_lowest_validation_loss(tmp_path):
     run_task(config(average={"enabled": False}), out_dir=tmp_path / "run", registry=REGISTRY, progress=listen)
     best = load_file(tmp_path / "run" / "checkpoints" / "best.safetensors")
     assert {k: v.shape for k, v in best.items()} == {"weight": (10, 64), "bias": (10,)}
-    from hybridcore.runner import build_task
+    from hybridcore.tasks.building import build_task
 
     task = build_task(config(), REGISTRY)
     for name, value in best.items():
@@ -271,7 +271,7 @@ def test_average_file_holds_the_average(tmp_path):
     from safetensors.numpy import load_file
 
     result = run_task(config(), out_dir=tmp_path / "run", registry=REGISTRY)
-    from hybridcore.runner import build_task
+    from hybridcore.tasks.building import build_task
 
     task = build_task(config(), REGISTRY)
     for name, value in load_file(tmp_path / "run" / "checkpoints" / "average.safetensors").items():

@@ -9,7 +9,7 @@ import pytest
 from hybridcore.configfile import config_from_dict
 from hybridcore.errors import TaskError
 from hybridcore.plugins import load_registry
-from hybridcore.runner import build_task
+from hybridcore.tasks.building import build_task
 from hybridcore.tasks.precision import in_float64
 
 REGISTRY = load_registry()

@@ -14,7 +14,8 @@ from hybridcore.checkpoint.engine_state import Moment
 from hybridcore.configfile import config_from_dict
 from hybridcore.errors import CheckpointError, SnapshotError
 from hybridcore.plugins import load_registry
-from hybridcore.runner import build_task, run_task
+from hybridcore.runner import run_task
+from hybridcore.tasks.building import build_task
 from hybridcore_torch import TorchAdapter
 
 CLOCK = {"elapsed", "seconds", "credit_seconds", "overhead_share", "average_seconds", "averaged_elapsed"}

@@ -10,7 +10,8 @@ from hybridcore.configfile import config_from_dict
 from hybridcore.parity import parity
 from hybridcore.plugins import load_registry
 from hybridcore.records import read_run
-from hybridcore.runner import build_task, run_task
+from hybridcore.runner import run_task
+from hybridcore.tasks.building import build_task
 from hybridcore.tasks.precision import in_float64
 from hybridcore_torch.models import build_model
 

@@ -34,7 +34,9 @@ from hybridcore.config import (
 from hybridcore.history import History
 from hybridcore.plugins import Registry, load_registry
 from hybridcore.records import speedup
-from hybridcore.runner import RunResult, build_task, run_task
+from hybridcore.runner import run_task
+from hybridcore.tasks.building import build_task
+from hybridcore.training import RunResult
 from hybridcore_nowcast.checkpoints import load_network
 from hybridcore_nowcast.predictor import Nowcast
 
