@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import importlib
 import json
-import logging
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -18,12 +17,10 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors import numpy as safetensors
 
-from hybridcore import __version__
 from hybridcore.checkpoint.codec import Decoder, Encoder
-from hybridcore.checkpoint.files import UNFINISHED, discard, entries, seal, verify
+from hybridcore.checkpoint.files import entries, verify
 from hybridcore.checkpoint.manifest import Manifest, parse_json
-from hybridcore.checkpoint.ownership import belongs_to, require_same
-from hybridcore.checkpoint.store import CheckpointStore
+from hybridcore.checkpoint.together import SharedCheckpoints
 from hybridcore.errors import CheckpointError
 from hybridcore.protocols import ArrayRef
 from hybridcore_jax.checkpoints import is_key, rebuild, to_plain
@@ -32,14 +29,12 @@ from hybridcore_jax.snapshot import JaxSnapshot
 
 __all__ = ["OrbaxCheckpoints"]
 
-logger = logging.getLogger("hybridcore")
-
 _STATE = "orbax"
 _NAMES = re.compile(rf"(state|arrays)-\d{{5}}\.(json|safetensors)|{_STATE}(/\w[\w.-]*){{1,5}}", re.ASCII)
 """No segment of a name begins with a dot, so that none leads elsewhere."""
 
 
-class OrbaxCheckpoints:
+class OrbaxCheckpoints(SharedCheckpoints):
     """Writes and reads checkpoints of one run on many devices; every process must make every call.
 
     The train state of each snapshot (parameters, optimizer, random keys) goes through orbax: every process
@@ -75,105 +70,49 @@ class OrbaxCheckpoints:
         5
     """
 
+    failures = (SafetensorError,)
+
     def __init__(self, hybrid: Hybrid, folder: str | Path, *, every: int = 100, keep: int = 2) -> None:
         self._orbax = _library()
-        self._hybrid, self._adapter = hybrid, hybrid.adapter
-        self._every = every
-        self.store = CheckpointStore(Path(folder).absolute(), keep)
-        self.extra: Any = None
-        self._rank, self._many = jax.process_index(), jax.process_count() > 1
+        self._adapter = hybrid.adapter
+        self._many = jax.process_count() > 1
+        super().__init__(
+            hybrid,
+            Path(folder).absolute(),
+            every=every,
+            keep=keep,
+            rank=jax.process_index(),
+            processes=jax.process_count(),
+        )
 
-    # -- writing -----------------------------------------------------------------------------------
-
-    def after_batch(self, batches: int, extra: Any = None) -> None:
-        """Write a checkpoint where one is due.
-
-        Args:
-            batches: Batches consumed so far.
-            extra: What the training loop itself must know again, plain data and arrays.
-        """
-        if self._every and batches % self._every == 0:
-            self.save(batches, extra)
-
-    def save(self, batches: int, extra: Any = None) -> bool:
-        """Write a checkpoint now; whether it was written.
-
-        Raises:
-            CheckpointError: The state cannot be written at all.
-        """
-        engine, leaves = self._hybrid.engine, _Leaves(self._many)
+    def _pack(self, state: dict[str, Any]) -> Callable[[Path], None]:
+        leaves = _Leaves(self._many)
         encoder = Encoder(leaves.take_apart, self._adapter.xp)
-        tree = encoder.encode({"stepper": engine.state_dict(), "batches": batches, "extra": extra})
+        tree = encoder.encode(state)
         text = json.dumps({"leaves": leaves.known(), "tree": tree}, separators=(",", ":"), allow_nan=False)
         packed = safetensors.save(encoder.arrays)
-        folder = self.store.folder / f"batch-{batches:09d}"
-        unfinished = folder.with_name(UNFINISHED + folder.name)
+        digests = self._of_all(hashlib.sha256(text.encode() + packed).digest())
 
-        def write() -> None:
+        def write(folder: Path) -> None:
             for kind, content in (("state", text.encode()), ("arrays", packed)):
                 if self._rank == 0 or digests[0] != digests[self._rank]:
-                    (unfinished / _name(kind, self._rank)).write_bytes(content)
-            self._checkpointer().save(unfinished / _STATE, args=self._orbax.args.StandardSave(leaves.arrays))
+                    (folder / _name(kind, self._rank)).write_bytes(content)
+            self._checkpointer().save(folder / _STATE, args=self._orbax.args.StandardSave(leaves.arrays))
 
-        def finish() -> None:
-            files = entries(unfinished)
-            manifest = Manifest(engine.real_steps, batches, files, self._belongs_to(), __version__)
-            seal(unfinished, folder, manifest)
-            self.store.prune(self.store.keep)
+        return write
 
-        digests = self._of_all(hashlib.sha256(text.encode() + packed).digest())
-        begun = self._together(lambda: _begin(unfinished), only_first=True)
-        written = begun and self._together(write)
-        return written and self._together(finish, only_first=True)
-
-    # -- reading -----------------------------------------------------------------------------------
-
-    def resume(self) -> int:
-        """Go on from the newest sound checkpoint, if there is one.
-
-        Returns:
-            Batches consumed until then; 0 for a new run.
-
-        Raises:
-            CheckpointError: There are checkpoints of another run, and none of this one.
-        """
-        refused: str | None = None
-        for name in self._from_first([path.name for path in reversed(self.store.paths())]):
-            path = self.store.folder / name
-            problem = self._from_first(self._problem(path) if self._rank == 0 else None)
-            if problem is not None:
-                refused = refused or problem
-                logger.warning("checkpoint %s is passed over: %s", name, problem)
-                continue
-            loaded: dict[str, Any] = {}
-            if self._together(lambda path=path, into=loaded: into.update(self._read(path))):  # type: ignore[misc]
-                self._hybrid.engine.load_state_dict(loaded["stepper"])
-                self._hybrid.resumed()
-                self.extra = loaded["extra"]
-                if self._rank == 0:
-                    self.store.set_aside(int(loaded["batches"]))
-                return int(loaded["batches"])
-            refused = refused or f"{name} cannot be read"
-        if refused is not None:
+    def _verified(self, path: Path) -> Manifest:
+        manifest = verify(path, _NAMES)
+        strange = sorted(set(entries(path)) - {"manifest.json"} - set(manifest.files))
+        if strange:
             raise CheckpointError(
-                "no checkpoint of this run is left to go on from",
-                where=str(self.store.folder),
-                got=refused.splitlines()[0],
-                expected="a sound checkpoint of the same configuration, model and number of processes",
-                fix="start as many processes as wrote it, or choose another folder",
+                "a checkpoint holds files that its manifest does not know",
+                where=str(path),
+                got=strange[:5],
+                expected=f"{len(manifest.files)} files",
+                fix="remove them, or use an older checkpoint",
             )
-        return 0
-
-    def _problem(self, path: Path) -> str | None:
-        try:
-            manifest = verify(path, _NAMES)
-            held = set(entries(path)) - {"manifest.json"}
-            if held != set(manifest.files):
-                return f"files that the manifest does not name: {sorted(held - set(manifest.files))[:3]}"
-            require_same(manifest.belongs_to, self._belongs_to(), str(path))
-        except (CheckpointError, OSError) as error:
-            return str(error)
-        return None
+        return manifest
 
     def _read(self, path: Path) -> dict[str, Any]:
         rank = self._rank if (path / _name("state", self._rank)).exists() else 0
@@ -197,12 +136,6 @@ class OrbaxCheckpoints:
     def _checkpointer(self) -> Any:
         return self._orbax.Checkpointer(self._orbax.StandardCheckpointHandler())
 
-    # -- together ----------------------------------------------------------------------------------
-
-    def _belongs_to(self) -> dict[str, Any]:
-        engine = self._hybrid.engine
-        return {**belongs_to(engine.config, "hybrid", self._adapter), "processes": jax.process_count()}
-
     def _of_all(self, content: bytes) -> list[bytes]:
         """Equally long bytes of all processes."""
         if not self._many:
@@ -213,25 +146,13 @@ class OrbaxCheckpoints:
         return [bytes(row) for row in np.asarray(rows, dtype=np.uint8)]
 
     def _from_first(self, value: Any) -> Any:
-        """The first process's value, plain data, on all of them."""
         if not self._many:
             return value
         text = json.dumps(value).encode()
         longest = max(int.from_bytes(size, "big") for size in self._of_all(len(text).to_bytes(8, "big")))
         return json.loads(self._of_all(text.ljust(longest))[0])
 
-    def _together(self, action: Callable[[], object], only_first: bool = False) -> bool:
-        """Do something on all processes, or on the first; whether it went well on all of them."""
-        well = True
-        try:
-            if self._rank == 0 or not only_first:
-                action()
-        except (OSError, RuntimeError, ValueError, KeyError, TypeError, IndexError, CheckpointError) as error:
-            logger.warning("checkpoints in %s: %s: %s", self.store.folder, type(error).__name__, error)
-            well = False
-        except SafetensorError as error:
-            logger.warning("checkpoints in %s: %s", self.store.folder, error)
-            well = False
+    def _everywhere(self, well: bool) -> bool:
         return all(answer == b"\1" for answer in self._of_all(bytes([well])))
 
 
@@ -270,12 +191,6 @@ class _Leaves:
     def known(self) -> dict[str, list[Any]]:
         """Place in the train state, shape and dtype of each array, by its key."""
         return self._places
-
-
-def _begin(unfinished: Path) -> None:
-    unfinished.parent.mkdir(parents=True, exist_ok=True)
-    discard(unfinished)
-    unfinished.mkdir()
 
 
 def _name(kind: str, rank: int) -> str:

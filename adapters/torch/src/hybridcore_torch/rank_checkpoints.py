@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import logging
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -14,13 +13,9 @@ import torch
 from numpy.typing import NDArray
 from torch import distributed, nn
 
-from hybridcore import __version__
 from hybridcore.checkpoint.codec import Decoder, Encoder
-from hybridcore.checkpoint.files import UNFINISHED, discard, entries, seal
 from hybridcore.checkpoint.manifest import Manifest
-from hybridcore.checkpoint.ownership import belongs_to, require_same
-from hybridcore.checkpoint.store import CheckpointStore
-from hybridcore.errors import CheckpointError, HybridCoreError
+from hybridcore.checkpoint.together import SharedCheckpoints
 from hybridcore_torch.hybrid import Hybrid
 from hybridcore_torch.parameters import plain_name, unwrap
 from hybridcore_torch.rank_files import FAILED, library, load_into, read_state, verified
@@ -28,12 +23,10 @@ from hybridcore_torch.sharding import reshard
 
 __all__ = ["RankCheckpoints", "load_weights"]
 
-logger = logging.getLogger("hybridcore")
-
 _WEIGHTS = "weights."
 
 
-class RankCheckpoints:
+class RankCheckpoints(SharedCheckpoints):
     """Writes and reads checkpoints of one run; every process must make every call.
 
     A checkpoint is a folder of safetensors files, one per process, written by
@@ -72,46 +65,31 @@ class RankCheckpoints:
         5
     """
 
+    failures = (FAILED,)
+    advice = (
+        "start as many processes as wrote it, choose another folder, or take its weights alone: "
+        "hybridcore_torch.rank_checkpoints.load_weights"
+    )
+
     def __init__(self, hybrid: Hybrid, folder: str | Path, *, every: int = 100, keep: int = 2) -> None:
         library()
-        self._hybrid, self._adapter = hybrid, hybrid.adapter
-        self._every = every
-        self.store = CheckpointStore(folder, keep)
-        self.extra: Any = None
+        self._adapter = hybrid.adapter
         self._many = self._adapter.world_size > 1
-        self._rank = distributed.get_rank() if self._many else 0
+        rank = distributed.get_rank() if self._many else 0
+        super().__init__(
+            hybrid, folder, every=every, keep=keep, rank=rank, processes=self._adapter.world_size
+        )
 
-    # -- writing -----------------------------------------------------------------------------------
-
-    def after_batch(self, batches: int, extra: Any = None) -> None:
-        """Write a checkpoint where one is due.
-
-        Args:
-            batches: Batches consumed so far.
-            extra: What the training loop itself must know again, plain data and arrays.
-        """
-        if self._every and batches % self._every == 0:
-            self.save(batches, extra)
-
-    def save(self, batches: int, extra: Any = None) -> bool:
-        """Write a checkpoint now; whether it was written.
-
-        Raises:
-            CheckpointError: The state cannot be written at all.
-        """
-        engine = self._hybrid.engine
+    def _pack(self, state: dict[str, Any]) -> Callable[[Path], None]:
         encoder = Encoder(self._adapter.snapshot_state, self._adapter.xp)
-        tree = encoder.encode({"stepper": engine.state_dict(), "batches": batches, "extra": extra})
-        tensors = self._named(tree, encoder.arrays)
-        folder = self.store.folder / f"batch-{batches:09d}"
-        unfinished = folder.with_name(UNFINISHED + folder.name)
-        begun = self._together(lambda: self._begin(unfinished), only_first=True)
-        written = begun and self._together(lambda: self._write(tensors, unfinished))
-        manifest = {"step": engine.real_steps, "batches": batches, "belongs_to": self._belongs_to()}
-        done = written and self._together(lambda: self._seal(unfinished, folder, manifest), only_first=True)
-        if done and self._rank == 0:
-            self.store.prune(self.store.keep)
-        return done
+        tensors = self._named(encoder.encode(state), encoder.arrays)
+
+        def write(folder: Path) -> None:
+            dcp = library()
+            writer = dcp.HuggingFaceStorageWriter(path=str(folder), save_distributed=True)
+            dcp.save(tensors, storage_writer=writer, no_dist=not self._many)
+
+        return write
 
     def _named(self, tree: Any, arrays: Mapping[str, NDArray[Any]]) -> dict[str, torch.Tensor]:
         """Tensors by the name they have in the checkpoint; what all processes have alike is ``all.``."""
@@ -126,64 +104,8 @@ class RankCheckpoints:
         }
         return named | _named_weights(self._adapter.model)
 
-    def _begin(self, unfinished: Path) -> None:
-        unfinished.parent.mkdir(parents=True, exist_ok=True)
-        discard(unfinished)
-        unfinished.mkdir()
-
-    def _write(self, tensors: dict[str, torch.Tensor], unfinished: Path) -> None:
-        dcp = library()
-        writer = dcp.HuggingFaceStorageWriter(path=str(unfinished), save_distributed=True)
-        dcp.save(tensors, storage_writer=writer, no_dist=not self._many)
-
-    def _seal(self, unfinished: Path, folder: Path, manifest: dict[str, Any]) -> None:
-        seal(unfinished, folder, Manifest(files=entries(unfinished), version=__version__, **manifest))
-
-    # -- reading -----------------------------------------------------------------------------------
-
-    def resume(self) -> int:
-        """Go on from the newest sound checkpoint, if there is one.
-
-        Returns:
-            Batches consumed until then; 0 for a new run.
-
-        Raises:
-            CheckpointError: There are checkpoints of another run, and none of this one.
-        """
-        refused: str | None = None
-        for name in self._from_first([path.name for path in reversed(self.store.paths())]):
-            path = self.store.folder / name
-            problem = self._from_first(self._problem(path) if self._rank == 0 else None)
-            if problem is not None:
-                refused = refused or problem
-                if self._rank == 0:
-                    logger.warning("checkpoint %s is passed over: %s", name, problem)
-                continue
-            loaded: dict[str, Any] = {}
-            if self._together(lambda path=path, into=loaded: into.update(self._read(path))):  # type: ignore[misc]
-                self._hybrid.engine.load_state_dict(loaded["stepper"])
-                self._hybrid.resumed()
-                self.extra = loaded["extra"]
-                if self._rank == 0:
-                    self.store.set_aside(int(loaded["batches"]))
-                return int(loaded["batches"])
-        if refused is not None:
-            raise CheckpointError(
-                "no checkpoint of this run is left to go on from",
-                where=str(self.store.folder),
-                got=refused.splitlines()[0],
-                expected="a sound checkpoint of the same configuration, model and number of processes",
-                fix="start as many processes as wrote it, choose another folder, or take its weights alone: "
-                "hybridcore_torch.rank_checkpoints.load_weights",
-            )
-        return 0
-
-    def _problem(self, path: Path) -> str | None:
-        try:
-            require_same(verified(path).belongs_to, self._belongs_to(), str(path))
-        except CheckpointError as error:
-            return str(error)
-        return None
+    def _verified(self, path: Path) -> Manifest:
+        return verified(path)
 
     def _read(self, path: Path) -> dict[str, Any]:
         tree, arrays = read_state(path, self._rank)
@@ -192,30 +114,15 @@ class RankCheckpoints:
         state: dict[str, Any] = decoder.decode(tree)
         return state
 
-    # -- together ----------------------------------------------------------------------------------
-
-    def _belongs_to(self) -> dict[str, Any]:
-        engine = self._hybrid.engine
-        return {**belongs_to(engine.config, "hybrid", self._adapter), "processes": self._adapter.world_size}
-
     def _from_first(self, value: Any) -> Any:
-        """The first process's value, on all of them."""
         if not self._many:
             return value
         box = [value]
         distributed.broadcast_object_list(box, src=0)
         return box[0]
 
-    def _together(self, action: Callable[[], object], only_first: bool = False) -> bool:
-        """Do something on all processes, or on the first; whether it went well on all of them."""
-        well = 1.0
-        try:
-            if self._rank == 0 or not only_first:
-                action()
-        except (OSError, RuntimeError, ValueError, KeyError, HybridCoreError, FAILED) as error:
-            logger.warning("checkpoints in %s: %s: %s", self.store.folder, type(error).__name__, error)
-            well = 0.0
-        return bool(self._adapter.gather_scalars([well]).min() > 0.0)
+    def _everywhere(self, well: bool) -> bool:
+        return bool(self._adapter.gather_scalars([float(well)]).min() > 0.0)
 
 
 def load_weights(folder: str | Path, model: nn.Module) -> None:
