@@ -182,7 +182,7 @@ def test_f82_the_guard_fails_a_trial_at_the_first_loss_above_it():
 )
 def test_f82_the_guard_needs_both_its_noise_and_its_factor(level, deviation, limit):
     from hybridcore.config import VerdictConfig
-    from hybridcore.trials import Trial
+    from hybridcore.trial import Trial
 
     trial = Trial(None, 0, "p", 1.0, 1, "guard", None, {}, level, deviation, 0.0, 0.0)
     assert trial.guard_limit(VerdictConfig(guard_z=6.0, guard_factor=1.5)) == pytest.approx(limit)

@@ -24,7 +24,7 @@ from hybridcore.protocols import (
     StepRecord,
 )
 from hybridcore.records import Evaluation
-from hybridcore.trials import Point, Trial
+from hybridcore.trial import Point, Trial
 from hybridcore.verdict import Reference
 
 __all__ = ["CLASSES", "ENUMS", "SNAPSHOT_FIELD"]
