@@ -117,16 +117,15 @@ class TorchRanks:
     def _start(self, mine: torch.Tensor) -> _Finish:
         self.exchanges += 1
         mine = mine.to(self._device)
-        rows = [torch.empty_like(mine) for _ in range(self.world_size)]
-        work = distributed.all_gather(rows, mine, async_op=True)
+        flat = mine.new_empty(self.world_size * mine.numel())
+        work = distributed.all_gather_into_tensor(flat, mine, async_op=True)
 
         def finish(beside: torch.Tensor | None = None) -> tuple[NDArray[np.float64], float]:
             if work is not None:
                 work.wait()
-            parts = rows if beside is None else [*rows, self._number(beside)]
-            numbers = torch.cat(parts).cpu().numpy()  # on a GPU the only wait
-            count = len(rows) * mine.numel()
-            return numbers[:count].reshape(len(rows), -1), float(numbers[-1])
+            parts = flat if beside is None else torch.cat((flat, self._number(beside)))
+            numbers = parts.cpu().numpy()  # on a GPU the only wait
+            return numbers[: flat.numel()].reshape(self.world_size, -1), float(numbers[-1])
 
         return finish
 
@@ -167,8 +166,11 @@ class TorchRanks:
             loss: Mean loss of this rank's batch.
             examples: Examples in it.
         """
-        other = torch.tensor([float(examples), self._seconds], dtype=torch.float64, device=self._device)
-        mine = torch.cat((self._number(loss), other))
+        # Filled on the device: a copy from the host would wait for the forward pass.
+        mine = torch.empty(3, dtype=torch.float64, device=self._device)
+        mine[0].copy_(loss.detach())
+        mine[1].fill_(float(examples))
+        mine[2].fill_(self._seconds)
         if self.sharded:
             self._held = mine
             return

@@ -168,7 +168,9 @@ class StepRunner:
         self._guard.learn()
         value, norm = self._finish_gradients(loss)
         if self._ranks is not None:
-            loss, count = loss.new_tensor(value), self._ranks.examples
+            count = self._ranks.examples
+            if self.needs_closure:
+                loss = loss.new_tensor(value)
         if not math.isfinite(value) or (self._measure and not math.isfinite(norm)):
             self._skip(overflow=not math.isfinite(norm))
             updated = False
