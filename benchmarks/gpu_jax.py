@@ -9,8 +9,8 @@ are small and nothing is claimed about time.
   host memory, memory over 500 cycles, and what a run that does not fit is told.
 - kernels: the CUDA kernels on JAX arrays through DLPack: no copies, in the order of both streams, equal to
   float64, and a run that uses them.
-- training: bookkeeping per real step of a byte-level GPT with 10 M parameters computed in bfloat16, every
-  jump refused, beside the plain compiled loop; then a short run with jumps beside one without.
+- training: a byte-level GPT with 10 M parameters computed in bfloat16: a short run with jumps beside one
+  without, then bookkeeping per real step, every jump refused, beside the plain compiled loop.
 
 A part that fails prints its traceback and leaves the others alone.
 """
@@ -36,6 +36,9 @@ for folder in (ROOT, ROOT / "adapters/jax/src", ROOT / "kernels/cupy/src"):
     sys.path.insert(0, str(folder))
 
 PARTS = ("checks", "kernels", "training")
+
+RESERVED = {"training": 60.0}
+"""Seconds that the parts before leave to a part."""
 
 Rows = list[tuple[str, str, bool]]
 """What was looked at, what was found, and whether it is as it should be."""
@@ -72,12 +75,14 @@ def main(arguments: list[str] | None = None) -> int:
     results: dict[str, Any] = {"versions": about, "quick": quick, "failures": []}
     print(about, flush=True)
     rows: Rows = []
-    for part in options.only.split(","):
+    parts = options.only.split(",")
+    for index, part in enumerate(parts):
+        until = begun + options.seconds - sum(RESERVED.get(later, 0.0) for later in parts[index + 1 :])
         started = time.monotonic()
         print(f"\n== {part}", flush=True)
         try:
             module = import_module(f"benchmarks.gpu_jax_{part}")
-            results[part] = module.run(begun + options.seconds, quick, rows, results["failures"])
+            results[part] = module.run(until, quick, rows, results["failures"])
         except Exception:
             results["failures"].append({"where": part, "traceback": traceback.format_exc()})
         print(f"   ({time.monotonic() - started:.0f} s)", flush=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 from typing import Any
 
 import jax
@@ -75,8 +74,7 @@ def donation(quick: bool) -> tuple[str, bool]:
     found: dict[bool, dict[str, Any]] = {}
     for donate in (True, False):
         batch = batches(1)[0]
-        gc.collect()
-        base, adapter = held_bytes(), perceptron_adapter(WIDE[quick], donate)
+        base, adapter = held_bytes(2), perceptron_adapter(WIDE[quick], donate)
         adapter.train_step(batch)
         state = sum(int(x.nbytes) for x in jax.tree.leaves(adapter.train_state))
         compiled = adapter._runner._compiled
@@ -84,8 +82,7 @@ def donation(quick: bool) -> tuple[str, bool]:
         held = jax.tree.leaves(before)
         after, report = compiled(before, batch, None)
         jax.block_until_ready((after, report))
-        gc.collect()
-        copies = (held_bytes() - base) / state
+        copies = (held_bytes(2) - base) / state
         analysis = compiled.lower(after, batch, None).compile().memory_analysis()
         adapter._state = after
         moved = jax.tree.leaves(adapter.params)
@@ -113,7 +110,7 @@ def trained(
     with traces() as traced:
         for index in range(steps // 4, steps):
             found.append(engine.step(data[index % 8]).loss)
-    return engine, found, held_bytes(), list(traced)
+    return engine, found, held_bytes(2), list(traced)
 
 
 def retraces(quick: bool) -> tuple[str, bool]:
@@ -136,7 +133,7 @@ def leaving(quick: bool) -> tuple[str, bool]:
         "history": {"history": "host"},
         "both": {"history": "host", "snapshots": "host"},
     }.items():
-        base = held_bytes()
+        base = held_bytes(2)
         engine, losses, held, _ = trained(68, WIDE[quick], memory, **tables)
         copies = (held - base) / engine.adapter.layout.nbytes
         runs[name] = losses, jax.tree.map(np.asarray, engine.adapter.params), copies, engine.counts.jumps

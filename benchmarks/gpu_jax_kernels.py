@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import array_api_compat.numpy as compat_numpy
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -62,17 +63,20 @@ def operations() -> tuple[str, bool]:
     assert found is not None
     compare(moved[0], u - v)
     compare(found, [(u - v) @ (u - v), w @ w, (u - v) @ w])
-    whole = True
+    whole, other = True, 0
     for dtype in ("bfloat16", "int8"):
-        mine, right = (k.encode(a, dtype, 7, xp) for k in (kernels, REFERENCE))
-        whole &= bool(jnp.array_equal(mine.codes[0], right.codes[0]))
-        decoded = kernels.decode(mine, xp)[0]
-        whole &= bool(jnp.array_equal(decoded, REFERENCE.decode(right, xp)[0]))
-    return f"within {worst:.0e} of float64; codes equal the reference's: {whole}", worst < 1e-6 and whole
+        mine, theirs = (k.encode(a, dtype, 7, xp) for k in (kernels, REFERENCE))
+        host = REFERENCE.encode((np.asarray(a[0]),), dtype, 7, compat_numpy)
+        decoded = np.asarray(kernels.decode(mine, xp)[0])
+        whole &= bool(np.array_equal(decoded, REFERENCE.decode(host, compat_numpy)[0]))
+        other += int((mine.codes[0] != theirs.codes[0]).sum())
+    text = f"within {worst:.0e} of float64; codes equal NumPy's: {whole}; JAX's own division turns {other}"
+    # XLA's division turns about one code in a million, see hybridcore.kernels.encoding.
+    return text, worst < 1e-6 and whole and other <= 100
 
 
 def streams() -> tuple[str, bool]:
-    """A kernel right behind long work of JAX, and JAX right behind the kernel; nobody waits in between."""
+    """A kernel right behind long work of JAX, JAX right behind the kernel, and what it read is let go of."""
     kernels = CupyKernels()
     square = jnp.asarray(np.random.default_rng(3).standard_normal((2048, 2048)) / 45.0, jnp.float32)
 
@@ -80,7 +84,7 @@ def streams() -> tuple[str, bool]:
     def slow(x: Any) -> Any:
         return jax.lax.fori_loop(0, 300, lambda _, y: jnp.tanh(y @ square), x).reshape(-1)
 
-    adapter, wrong = perceptron_adapter(256), 0
+    adapter, wrong, kept = perceptron_adapter(256), 0, 0
     weights = np.asarray(adapter.read_params()[0], np.float64)
     for turn in range(20):
         start = square + 0.01 * turn
@@ -88,13 +92,14 @@ def streams() -> tuple[str, bool]:
         made = slow(start)
         mixed = kernels.combine([(made,), (made,)], [2.0, 1.0], jnp)[0]
         doubled = mixed * 2.0
-        # A running sum, whose memory is used again only once nobody reads it.
+        # A running sum, whose memory the next sum takes.
         total = adapter.read_params()
         double = kernels.combine([total], [2.0], jnp)[0]
         again = adapter.add_params(total, 1.0, 1.0)[0]
+        kept += not total[0].is_deleted()
         pairs = ((doubled, 6.0 * truth), (double, 2.0 * weights), (again, 2.0 * weights))
         wrong += any(np.abs(np.asarray(a, np.float64) - b).max() > 1e-5 for a, b in pairs)
-    return f"{wrong} of 20 wrong", wrong == 0
+    return f"{wrong} of 20 wrong, {kept} sums in new memory", wrong == kept == 0
 
 
 def chosen(quick: bool) -> tuple[str, bool]:

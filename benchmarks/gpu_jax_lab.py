@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import itertools
+import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator
@@ -64,12 +65,18 @@ def perceptron_adapter(width: int, donate: bool | None = None) -> JaxAdapter:
     return JaxAdapter(perceptron(width), optax.adam(1e-3), losses, learning_rate=1e-3, donate=donate)
 
 
-def held_bytes() -> int:
-    """Bytes on the device now: the allocator's count, or without one the sum over all arrays alive."""
-    gc.collect(0)
+def held_bytes(generation: int = 0) -> int:
+    """Bytes on the device now: the allocators' counts, or without one the sum over all arrays alive.
+
+    Args:
+        generation: What Python's collector frees before; 2 frees old engines and adapters, too.
+    """
+    gc.collect(generation)
     stats = jax.devices()[0].memory_stats()
     if stats:
-        return int(stats["bytes_in_use"])
+        cupy = sys.modules.get("cupy")
+        made = cupy.get_default_memory_pool().used_bytes() if cupy is not None else 0
+        return int(stats["bytes_in_use"]) + int(made)
     alive = [a for a in jax.live_arrays() if a.sharding.memory_kind == "device"]
     return sum(int(a.nbytes) for a in alive)
 

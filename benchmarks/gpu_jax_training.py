@@ -1,8 +1,9 @@
-"""A byte-level GPT in bfloat16 compute: the engine's cost per real step, and a short run with jumps."""
+"""A byte-level GPT in bfloat16 compute: a short run with jumps, and the engine's cost per real step."""
 
 from __future__ import annotations
 
 import itertools
+import math
 import sysconfig
 import time
 from collections.abc import Callable, Iterator
@@ -35,6 +36,12 @@ KERNELS = ("products", "distance", "gram", "combine", "displace", "run_norms")
 
 AHEAD = 1000
 """Steps that an engine is put ahead by between its first 200 steps and the settled state."""
+
+TURN = 5
+"""Steps of an arm before the next one's turn: few, so that a change of the machine's pace meets all alike."""
+
+RACE_SHARE = 0.45
+"""Share of the time left that the short run may take; the rest belongs to the bookkeeping."""
 
 Step = Callable[[Any], Any]
 
@@ -120,31 +127,54 @@ def go_ahead(engine: Engine) -> None:
 
 
 def rounds(
-    steps: dict[str, Step], source: Iterator[Any], count: int, turns: int, deadline: float
+    steps: dict[str, Step],
+    source: Iterator[Any],
+    count: int,
+    turns: int,
+    deadline: float,
+    wait: Callable[[], None] = lambda: None,
 ) -> dict[str, list[float]]:
-    """Seconds per step of each arm, in turns of `count` steps, there and back (ABBA)."""
+    """Seconds per step of each arm, in turns of `count` steps, there and back (ABBA).
+
+    Args:
+        steps: Arms.
+        source: Batches.
+        count: Steps of a turn.
+        turns: Turns of each arm, an even number.
+        deadline: When to begin no further turns there and back; the first are always made.
+        wait: Waits for the device, so that each turn pays for what it has queued.
+    """
     taken: dict[str, list[float]] = {name: [] for name in steps}
     for index in range(turns):
-        if time.monotonic() > deadline and index > 1:
+        if time.monotonic() > deadline and index and index % 2 == 0:
             break
         for name in list(steps) if index % 2 == 0 else list(steps)[::-1]:
+            wait()
             started = time.perf_counter()
             for _ in range(count):
                 steps[name](next(source))
+            wait()
             taken[name].append((time.perf_counter() - started) / count)
     return taken
 
 
 def show(title: str, taken: dict[str, list[float]], rows: Any) -> dict[str, Any]:
-    """Time over the plain loop's, of all turns together and the quartiles of pairs of turns."""
+    """Time over the plain loop's: quartiles over turns there and back, and of all turns together.
+
+    What comes once in many steps (a good state) is in the latter alone; the former know nothing of a machine
+    that is slower for some seconds.
+    """
     arms: dict[str, Any] = {}
+    plain = np.asarray(taken["plain"]).reshape(-1, 2).mean(axis=1)
     for name, seconds in taken.items():
-        ratios = np.asarray(seconds) / np.asarray(taken["plain"])
+        ratios = np.asarray(seconds).reshape(-1, 2).mean(axis=1) / plain
         low, middle, high = (float(q) for q in np.quantile(ratios, (0.25, 0.5, 0.75)))
         whole = sum(seconds) / sum(taken["plain"])
         arms[name] = {"ms": 1e3 * float(np.mean(seconds)), "ratio": whole, "quartiles": [low, middle, high]}
-        text = f"{arms[name]['ms']:.2f} ms, {whole:.4f} (turns {low:.4f} {middle:.4f} {high:.4f})"
-        print(f"  {title:<16}{name:<20}{text}", flush=True)
+        arms[name]["turns"] = [float(ratio) for ratio in ratios]
+        text = f"{1e3 * float(np.median(seconds)):.2f} ms, {middle:.4f} ({low:.4f} to {high:.4f}"
+        text += f" in {len(ratios)} turns there and back; all together {whole:.4f})"
+        print(f"  {title:<20}{name:<20}{text}", flush=True)
         if name != "plain":
             rows.append((f"{title}, {name}", text, True))
     return arms
@@ -173,59 +203,107 @@ def bookkeeping(
     engines = {f"engine, {name}": refusing(adapter, kernels) for name, kernels in sets.items()}
     steps: dict[str, Step] = {"plain": plain, "adapter only": adapter.train_step}
     steps |= {name: engine.step for name, engine in engines.items()}
-    first = rounds(steps, source, 5, 4 if quick else 10, deadline)
-    result["steps 1 to 50"] = show("steps 1 to 50", first, rows)
+    begun, tick = time.monotonic(), jnp.zeros(())
+
+    def wait() -> None:
+        """Until the device has done what is queued so far."""
+        jax.block_until_ready(tick + 1.0)
+
+    def turns(count: int, share: float) -> dict[str, list[float]]:
+        """Turns until a share of the time left at `begun` is over."""
+        until = begun + share * (deadline - begun)
+        return rounds(steps, source, TURN, count, until, wait)
+
+    def ended(taken: dict[str, list[float]]) -> int:
+        return TURN * len(taken["plain"])
+
+    first = turns(4 if quick else 10, 0.25)
+    watched = ended(first)
+    result["first"] = show(f"steps 1 to {watched}", first, rows)
     with traces() as traced:
-        then = rounds(steps, source, 10, 2 if quick else 15, deadline)
-        result["steps 51 to 200"] = show("steps 51 to 200", then, rows)
+        then = turns(4 if quick else 30, 0.65)
+        result["then"] = show(f"steps {watched + 1} to {watched + ended(then)}", then, rows)
         for engine in engines.values():
             go_ahead(engine)
-        settled = rounds(steps, source, 50, 2 if quick else 4, deadline)
-    result["settled"] = show("settled", settled, rows)
+        settled = turns(10 if quick else 20, 1.0)
+    result["settled"] = show(f"settled, {ended(settled)} steps", settled, rows)
     jumps = sum(e.counts.jumps for e in engines.values())
     return f"{len(traced)} traced again, {jumps} jumps", jumps == 0 and not traced
 
 
+class Racer:
+    """One arm of the short run.
+
+    Attributes:
+        curve: Cost in steps of the user's own, seconds without steps that compile, held-out loss.
+        compiling: Seconds of steps that compile.
+    """
+
+    def __init__(self, lab: Lab, held_out: list[Any], probes: list[Any] | None) -> None:
+        self.adapter = lab.adapter(RATE)
+        self.engine = None
+        if probes is not None:
+            self.engine = Engine.from_config(self.adapter, config_from_dict({}), probes=probes)
+        self._step: Step = self.adapter.train_step if self.engine is None else self.engine.step
+        self._source, self._held_out = itertools.cycle(lab.batches), held_out
+        self._cost = self._seconds = self.compiling = 0.0
+        self.curve: list[tuple[float, float, float]] = []
+
+    def advance(self, cost: float) -> None:
+        """Train up to a cost, and look at the held-out loss there."""
+        while self._cost < cost:
+            with traces() as traced:
+                started = time.perf_counter()
+                self._step(next(self._source))
+                self.adapter.synchronize()
+                taken = time.perf_counter() - started
+            self.compiling += taken if traced else 0.0
+            self._seconds += 0.0 if traced else taken
+            self._cost = self.engine.counts.cost if self.engine is not None else self._cost + 1.0
+        loss = float(np.mean([self.adapter.probe_loss(b).mean() for b in self._held_out]))
+        self.curve.append((self._cost, self._seconds, loss))
+
+
 def race(lab: Lab, steps: int, deadline: float, result: dict[str, Any]) -> tuple[str, bool]:
-    """Held-out loss over cost and seconds at a low rate: the user's own steps, then the engine's."""
+    """Held-out loss over cost and seconds at a low rate: the user's own steps beside the engine's.
+
+    The arms take turns of `TURN` steps and end at the same cost, after two turns at least. Once both have
+    begun, they may take `RACE_SHARE` of the time that is left.
+    """
     held_out, probes = lab.drawn(2, 7), lab.drawn(2, 8)
-    curves: dict[str, list[tuple[float, float, float]]] = {}
-    engine = None
-    for name in ("baseline", "hybrid"):
-        adapter = lab.adapter(RATE)
-        if name == "hybrid":
-            engine = Engine.from_config(adapter, config_from_dict({}), probes=probes)
-        step: Step = engine.step if engine is not None else adapter.train_step
-        source, curve, taken, cost = itertools.cycle(lab.batches), [], 0.0, 0.0
-        while cost < steps and time.monotonic() < deadline:
-            started = time.perf_counter()
-            step(next(source))
-            taken += time.perf_counter() - started
-            cost = engine.counts.cost if engine is not None else cost + 1.0
-            if len(curve) <= cost // 5:
-                loss = float(np.mean([adapter.probe_loss(b).mean() for b in held_out]))
-                curve.append((cost, taken, loss))
-        curves[name] = curve
+    arms = {"baseline": Racer(lab, held_out, None), "hybrid": Racer(lab, held_out, probes)}
+    for arm in arms.values():
+        arm.advance(1.0)
+    until = time.monotonic() + RACE_SHARE * (deadline - time.monotonic())
+    names = list(arms)
+    for cost in range(TURN, steps + TURN, TURN):
+        if time.monotonic() > until and cost > 2 * TURN:
+            break
+        for name in names:
+            arms[name].advance(min(cost, steps))
+        names.reverse()
+    curves = {name: arm.curve for name, arm in arms.items()}
     result["race"] = curves
+    engine = arms["hybrid"].engine
     assert engine is not None
     target = curves["baseline"][-1]
     reached = next((point for point in curves["hybrid"] if point[2] <= target[2]), None)
     end = curves["hybrid"][-1][2]
     text = f"loss {target[2]:.4f} after {target[0]:.0f} steps; hybrid {end:.4f} at the same cost"
     if reached is not None:
-        text += (
-            f", there {target[0] / reached[0]:.2f}x sooner in cost, {target[1] / reached[1]:.2f}x in seconds"
-        )
+        sooner = target[0] / reached[0], target[1] / max(reached[1], 1e-9)
+        text += f", there {sooner[0]:.2f}x sooner in cost, {sooner[1]:.2f}x in seconds"
     counts = engine.counts
-    text += f"; {counts.jumps} jumps, {counts.failed} undone"
+    text += f"; {counts.jumps} jumps, {counts.failed} undone; steps that compile left out, "
+    text += " and ".join(f"{arm.compiling:.0f} s" for arm in arms.values())
     return text, target[2] < curves["baseline"][0][2]
 
 
 def run(deadline: float, quick: bool, rows: Any, failures: list[Any]) -> dict[str, Any]:
     lab, result = Lab(quick), {}
-    checks = {
-        "bookkeeping": lambda: bookkeeping(lab, quick, deadline, rows, result),
-        "a short run": lambda: race(lab, 60 if quick else 400, deadline, result),
-    }
-    result["seconds"] = look(checks, deadline, rows, failures)
+    # The short run is made in any case, if need be of few steps.
+    short = {"a short run": lambda: race(lab, 60 if quick else 400, deadline, result)}
+    taken = look(short, math.inf, rows, failures)
+    longer = {"bookkeeping": lambda: bookkeeping(lab, quick, deadline, rows, result)}
+    result["seconds"] = taken | look(longer, deadline, rows, failures)
     return result

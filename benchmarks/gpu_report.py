@@ -63,10 +63,11 @@ def modes(found: dict[str, Any]) -> list[str]:
     for name, r in found.get("modes", {}).items():
         ends = f"{r['losses'][0]:.3f}, {r['losses'][-1]:.3f}"
         lines.append(f"| {name} | {r['jumps']} | {ends} | {r['deviation']:.0e} | {r['peak'] / 2**20:.0f} |")
-    lines += ["", "| memory | held MiB | in Predict MiB | same losses |", "|---|---|---|---|"]
+    lines += ["", "| memory | held MiB | at most | in Predict | same losses |", "|---|---|---|---|---|"]
     for name, r in found.get("leaving", {}).items():
         same = "yes" if r["same"] else "no"
-        lines.append(f"| {name} | {r['held'] / 2**20:.1f} | {r['away'] / 2**20:.1f} | {same} |")
+        sizes = ["-" if r[k] is None else f"{r[k] / 2**20:.1f}" for k in ("held", "most", "away")]
+        lines.append(f"| {name} | " + " | ".join(sizes) + f" | {same} |")
     if "cycles" in found:
         c = found["cycles"]
         lines += ["", f"{c['cycles']} cycles, {c['failed']} of them undone: memory {c['growth']:+.2%}."]

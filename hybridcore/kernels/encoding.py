@@ -5,6 +5,10 @@ Bounds, for a finite number x of a block with largest magnitude m:
 - bfloat16, nearest with ties to even: ``|x' - x| <= 2^-8 |x|`` for normal x, no bias to first order;
 - int8: ``|x' - x| <= m / 127`` (up to rounding of float32), and the expectation of x' over seeds is x
   (Croci et al., "Stochastic rounding: implementation, error analysis and applications", 2022, section 2).
+
+The same numbers and seed give the same codes wherever division is correctly rounded. XLA's errs by a unit in
+the last place (``div.full.f32`` of PTX on a GPU), which moves an int8 code in about a million to the level
+beside it; the bounds hold all the same.
 """
 
 from __future__ import annotations

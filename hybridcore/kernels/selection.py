@@ -8,7 +8,7 @@ from typing import Any
 
 from hybridcore.kernels.chosen import OPERATIONS, ChosenKernels, KernelChoice
 from hybridcore.kernels.reference import REFERENCE
-from hybridcore.kernels.trial import ELEMENTS, JUDGED, TYPICAL, Sample, same, seconds
+from hybridcore.kernels.trial import ELEMENTS, JUDGED, TYPICAL, Sample, difference, seconds
 from hybridcore.protocols import Adapter, KernelSet, RolloutSizes
 
 __all__ = ["choose", "is_accelerator"]
@@ -102,7 +102,8 @@ def _try(
         like = adapter.read_params()[0]
         judged = Sample.make(xp, like, min(count, JUDGED), sizes)
         tried = tuple(judged.calls)
-        wrong = [op for op in tried if not same(judged, op, judged.calls[op](kernels))]
+        found = {op: difference(judged, op, judged.calls[op](kernels)) for op in tried}
+        wrong = {op: how for op, how in found.items() if how}
         if timed:
             del judged
             sample = Sample.make(xp, like, count, sizes)
@@ -112,7 +113,7 @@ def _try(
             choices = {op: KernelChoice(op, kernels.name, words) for op in tried if op not in wrong}
         unused = [op for op in OPERATIONS if op not in tried]
         choices |= {op: _reference(op, "nothing in this run asks for it") for op in unused}
-        choices |= {op: _reference(op, f"wrong result of {kernels.name}") for op in wrong}
+        choices |= {op: _reference(op, f"wrong result of {kernels.name}: {how}") for op, how in wrong.items()}
     except Exception as error:
         reason = f"{name} failed in its trial: {type(error).__name__}: {error}"
         logger.warning("kernel set %s; the Array API reference is used, nothing is lost", reason)
@@ -121,7 +122,7 @@ def _try(
         logger.warning(
             "kernel set %s gives wrong results (%s); the Array API reference does these operations",
             name,
-            ", ".join(wrong),
+            "; ".join(f"{op}: {how}" for op, how in wrong.items()),
         )
     return kernels, {operation: choices[operation] for operation in OPERATIONS}
 

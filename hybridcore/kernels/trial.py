@@ -20,7 +20,7 @@ from hybridcore.kernels.reference import REFERENCE
 from hybridcore.layout import Array, Buckets, ParamGroup
 from hybridcore.protocols import EncodedBuckets, KernelSet, RolloutSizes
 
-__all__ = ["ELEMENTS", "JUDGED", "Sample", "same", "seconds"]
+__all__ = ["ELEMENTS", "JUDGED", "Sample", "difference", "same", "seconds"]
 
 ELEMENTS = 1 << 25
 """Most numbers per array where a kernel is timed: 128 MiB each, so that bandwidth tells."""
@@ -45,11 +45,14 @@ class Sample:
         calls: Operation to a call of it on a kernel set.
         exact: Operation to its result by NumPy in float64; encodings have one result bit for bit, that of the
             reference on the same arrays.
+        rounded: Operation to a second result that is as right: that of NumPy, whose division is correctly
+            rounded. XLA's is not, see `hybridcore.kernels.encoding`.
     """
 
     xp: ModuleType
     calls: Mapping[str, Callable[[KernelSet], Any]]
     exact: Mapping[str, Callable[[], Any]]
+    rounded: Mapping[str, Callable[[], Any]] = attrs.field(factory=dict)
 
     @classmethod
     def make(cls, xp: ModuleType, like: Array, count: int, sizes: RolloutSizes | None = TYPICAL) -> Sample:
@@ -86,7 +89,10 @@ class Sample:
                 return lambda: case.wide().on(REFERENCE)
             return lambda: wide()[operation](REFERENCE)
 
-        return cls(xp, calls, {operation: exact(operation) for operation in calls})
+        def encoded() -> list[Buckets]:
+            return [REFERENCE.decode(coded, compat_numpy) for coded in wide()["encode"](REFERENCE)]
+
+        return cls(xp, calls, {operation: exact(operation) for operation in calls}, {"encode": encoded})
 
 
 def _calls(given: Mapping[str, Array], count: int, xp: ModuleType) -> dict[str, Callable[[KernelSet], Any]]:
@@ -130,16 +136,44 @@ def _displaced(step: Buckets, products: Any) -> tuple[Any, ...]:
 
 def same(sample: Sample, operation: str, got: Any) -> bool:
     """Whether a result of an operation differs from the exact one by rounding at most."""
-    mine = list(_numbers(sample.xp, got))
-    right = list(_numbers(sample.xp, sample.exact[operation]()))
+    return not difference(sample, operation, got)
+
+
+def difference(sample: Sample, operation: str, got: Any) -> str:
+    """How a result of an operation differs from the exact one by more than rounding; empty where it does not.
+
+    Args:
+        sample: What was computed on.
+        operation: The operation.
+        got: Its result.
+    """
+    mine, said = list(_numbers(sample.xp, got)), ""
+    for makers in (sample.exact, sample.rounded):
+        if operation in makers:
+            now = _apart(mine, list(_numbers(sample.xp, makers[operation]())))
+            if not now:
+                return ""
+            said = now
+    return said
+
+
+Numbers = list[tuple[NDArray[np.float64], Any]]
+
+
+def _apart(mine: Numbers, right: Numbers) -> str:
     if len(mine) != len(right) or not right:
-        return False
-    for (found, _), (exact, scale) in zip(mine, right, strict=True):
+        return f"{len(mine)} arrays, expected {len(right)}"
+    for place, ((found, _), (exact, scale)) in enumerate(zip(mine, right, strict=True), 1):
         if found.shape != exact.shape:
-            return False
-        if exact.size and not bool(np.all(np.abs(found - exact) <= TOLERANCE * scale)):
-            return False
-    return True
+            return f"array {place} has shape {found.shape}, expected {exact.shape}"
+        error = np.abs(found - exact)
+        wrong = np.flatnonzero(~(error <= TOLERANCE * scale))
+        if wrong.size:
+            return (
+                f"{wrong.size:,} of {exact.size:,} numbers of array {place} of {len(right)}"
+                f" from index {wrong[0]:,} on, by up to {np.max(error):.1e} of {np.max(scale):.1e}"
+            )
+    return ""
 
 
 def _numbers(xp: ModuleType, result: Any) -> Iterator[tuple[NDArray[np.float64], Any]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 
 import array_api_compat.numpy as xp
+import attrs
 import numpy as np
 import pytest
 
@@ -14,8 +15,9 @@ from hybridcore.engine import Engine
 from hybridcore.errors import ConfigError, PluginError
 from hybridcore.kernels import REFERENCE, ChosenKernels, ReferenceKernels, choose
 from hybridcore.kernels.chosen import OPERATIONS
-from hybridcore.kernels.trial import Sample, same
+from hybridcore.kernels.trial import Sample, difference, same
 from hybridcore.plugins import load_registry
+from hybridcore.protocols import EncodedBuckets
 from hybridcore.reference import quadratic
 
 A = (np.arange(4, dtype=np.float32),)
@@ -108,7 +110,11 @@ def test_a_set_that_is_named_is_used_where_it_is_right(accelerator, caplog):
     chosen = choose("wrong", {"wrong": Wrong}, accelerator)
     assert chosen.used("gram") == chosen.used("combine") == "reference"
     assert chosen.used("products") == "wrong"
-    assert len(warnings(caplog)) == 1 and "gram, combine" in warnings(caplog)[0]
+    (told,) = warnings(caplog)
+    assert "gram: 9 of 9 numbers of array 1 of 1 from index 0 on, by up to" in told
+    assert "combine: array 1 has shape (19,), expected (20,)" in told
+    reasons = {c.operation: c.reason for c in chosen.choices}
+    assert reasons["gram"].startswith("wrong result of wrong: 9 of 9 numbers")
     np.testing.assert_array_equal(chosen.gram([A], xp), [[14.0]])
 
 
@@ -218,3 +224,24 @@ def test_a_name_that_is_not_installed_is_an_error():
     check_config({"kernels": {"name": "auto"}}, registry)
     with pytest.raises(PluginError, match="unknown kernel"):
         Engine.from_config(quadratic(seed=0), HybridConfig(kernels=KernelsConfig(name="cpuy")))
+
+
+def nudged(coded, places):
+    """An int8 encoding with the codes at some places one level higher."""
+    codes = coded.codes[0].copy()
+    codes[places] += 1
+    return EncodedBuckets(coded.dtype, (codes,), coded.scales)
+
+
+def test_f65_codes_are_right_where_either_the_device_or_numpy_has_them():
+    sample = Sample.make(xp, A[0], 5000)
+    narrow, coded = sample.calls["encode"](REFERENCE)
+    places = np.flatnonzero(coded.codes[0] < 100)[[3, 40]]
+    here = narrow, nudged(coded, places)
+    device = attrs.evolve(sample, exact={**sample.exact, "encode": lambda: here})
+    assert same(sample, "encode", (narrow, coded)) and not same(sample, "encode", here)
+    # A device whose reference divides less exactly: its own codes are right, and so are those of NumPy.
+    assert same(device, "encode", here) and same(device, "encode", (narrow, coded))
+    mixed = narrow, nudged(coded, places[:1])
+    told = difference(device, "encode", mixed)
+    assert f"1 of 5,000 numbers of array 2 of 2 from index {places[0]:,} on" in told, told

@@ -63,8 +63,9 @@ class TorchArrays:
 class DlpackArrays:
     """Arrays of JAX and CuPy through DLPack, on CuPy's current stream.
 
-    The exchange makes each side's stream wait for the other's, never the host. What a kernel reads is kept
-    until the kernel has run.
+    The exchange makes each side's stream wait for the other's. What a kernel reads is kept until the kernel
+    has run. Of JAX's arrays that means to wait for it: as long as somebody outside JAX holds one, a step that
+    would take over its memory has to take new memory instead, and XLA logs an error.
     """
 
     _pending: deque[tuple[Any, list[Any]]] = deque()
@@ -110,6 +111,10 @@ class DlpackArrays:
 
     def close(self) -> None:
         """Keep what was read until the stream has come this far; let go of what is done."""
+        if array_api_compat.is_jax_namespace(self._xp):
+            self._cupy.cuda.get_current_stream().synchronize()
+            self._held = []
+            return
         event = self._cupy.cuda.Event(disable_timing=True)
         event.record(self._cupy.cuda.get_current_stream())
         self._pending.append((event, self._held))

@@ -187,7 +187,7 @@ class CupyKernels(ReferenceKernels):
         return [norms[k * len(runs) : (k + 1) * len(runs)] for k in range(len(sets))]
 
     def encode(self, buckets: Buckets, dtype: str, seed: int, xp: ModuleType) -> EncodedBuckets:
-        """Buckets in 2 bytes or about 1 byte per number, bit for bit like the reference."""
+        """Buckets in 2 bytes or about 1 byte per number, bit for bit like the reference on NumPy's arrays."""
         torch = array_api_compat.is_torch_namespace(xp)
         arrays = fitting(xp, buckets)
         if arrays is None or dtype not in ("bfloat16", "int8") or (dtype == "bfloat16" and not torch):

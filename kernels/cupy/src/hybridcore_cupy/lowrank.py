@@ -29,6 +29,7 @@ def compress(matrix: Array, rank: int, test: Array, iterations: int, xp: ModuleT
         return _factors_on(matrix, rank, test, iterations, xp)
     cupy, compat = load_cupy(), import_module("array_api_compat.cupy")  # JAX makes no float64
     found = _factors_on(cupy.from_dlpack(matrix), rank, cupy.from_dlpack(test), iterations, compat)
+    cupy.cuda.get_current_stream().synchronize()  # only now may JAX use the memory of its arrays again
     left, right = (xp.from_dlpack(factor) + 0.0 for factor in found)
     return left, right
 
