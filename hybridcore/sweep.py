@@ -238,13 +238,16 @@ def sweep(
         where = folder / point.folder / f"seed-{seed}"
         run = _finished(point, seed, where, folder)
         if run is None:
-            if not warm:
-                with contextlib.suppress(DivergenceError):
-                    warm_up(point.config, registry)
-                warm = True
             words = " ".join(f"{key.rpartition('.')[2]}={value}" for key, value in point.settings.items())
             announce(f"{count}/{len(plan)} {words}")
-            run = _train(point, seed, where, folder, arm, progress, registry)
+            try:
+                if not warm:
+                    with contextlib.suppress(DivergenceError):
+                        warm_up(point.config, registry)
+                    warm = True
+                run = _train(point, seed, where, folder, arm, progress, registry)
+            except KeyboardInterrupt:
+                run = None
         if run is not None:
             done[place, seed] = run
         result = Sweep(folder, arm, tuple(done[key] for key in sorted(done)), interrupted=run is None)
@@ -270,8 +273,6 @@ def _train(
     relative = where.relative_to(folder).as_posix()
     try:
         result = run_task(config, arm=arm, out_dir=where, progress=progress, registry=registry)
-    except KeyboardInterrupt:
-        return None
     except DivergenceError as error:
         run = SweepRun(point.settings, seed, relative, math.inf, math.nan, math.nan, {}, error=error.what)
     else:

@@ -93,6 +93,16 @@ EVALUATION = {
 }  # fmt: skip
 
 
+def test_the_end_of_a_run_is_on_the_disk_before_its_summary(tmp_path):
+    """A kill after `summary.json`, which says that the run is finished, must not cost its last lines."""
+    with MetricsWriter(tmp_path / "m.jsonl") as writer:
+        writer(Event.PROBE, {"step": 1})  # the first event is flushed, the next ones within a second not
+        writer(Event.REAL_STEP, {"step": 1})
+        writer(Event.RUN_END, {"real_steps": 1})
+        kinds = [json.loads(line)["event"] for line in writer.path.read_text().splitlines()]
+        assert kinds == ["probe", "real-step", "run-end"]
+
+
 def test_round_trip_of_every_kind(tmp_path):
     path = tmp_path / "run" / "metrics.jsonl"
     with MetricsWriter(path) as writer:

@@ -120,6 +120,8 @@ def test_interrupted_sweep_goes_on_where_it_stopped(project, capsys):
     data = written()
     assert data["interrupted"] is True
     assert [run["settings"]["task.learning_rate"] for run in data["runs"]] == [0.02]
+    hint = "interrupted: 1 of 2 runs are finished; the same command with --out swept goes on"
+    assert hint in capsys.readouterr().err
     sys.modules.pop("own_problem")
     Path("own_problem.py").write_text(source)
     assert execute(call) == 0

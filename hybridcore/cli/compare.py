@@ -9,7 +9,15 @@ from cyclopts import Parameter
 
 from hybridcore import compare as comparisons
 from hybridcore.arms import check_arm
-from hybridcore.cli.common import errors, latest_run, output, read_config, run_folder, set_up_logging
+from hybridcore.cli.common import (
+    errors,
+    latest_run,
+    output,
+    read_config,
+    run_folder,
+    say_interrupted,
+    set_up_logging,
+)
 from hybridcore.cli.progress import Progress
 from hybridcore.cli.report import write_report
 from hybridcore.errors import ConfigError, ConfigProblem
@@ -52,7 +60,7 @@ def compare(
         check_arm(arm)
     checked, registry = read_config(config, set_ or (), framework, trace)
     latest = resume and out is None
-    folder = latest_run(checked, "compare") if latest else run_folder(checked, "compare", out)
+    folder = latest_run(checked, "compare", "--out") if latest else run_folder(checked, "compare", out)
     set_up_logging(trace)
     with Progress(errors()) as progress:
         result = comparisons.compare(
@@ -67,4 +75,8 @@ def compare(
         )
     output().print(comparison_table(result))
     write_report(result, folder)
-    return 130 if result.interrupted else 0
+    if not result.interrupted:
+        return 0
+    done, planned = sum(row.runs for row in result.rows), seeds * len({"baseline", *chosen})
+    say_interrupted(done, planned, f"the same command with --resume --out {folder} goes on")
+    return 130

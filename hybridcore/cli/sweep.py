@@ -11,7 +11,14 @@ from rich.table import Table
 from rich.text import Text
 
 from hybridcore.arms import check_arm
-from hybridcore.cli.common import errors, output, read_source, run_folder, set_up_logging
+from hybridcore.cli.common import (
+    errors,
+    output,
+    read_source,
+    run_folder,
+    say_interrupted,
+    set_up_logging,
+)
 from hybridcore.cli.progress import Progress
 from hybridcore.errors import ConfigError, ConfigProblem
 from hybridcore.report.table import number
@@ -79,7 +86,10 @@ def sweep(
     reused = sum(run.reused for run in result.runs)
     kept = f", {reused} of {len(result.runs)} runs from before" if reused else ""
     console.print(f"recorded in {folder / 'sweep.json'}{kept}", highlight=False, soft_wrap=True, markup=False)
-    return 130 if result.interrupted else 0
+    if not result.interrupted:
+        return 0
+    say_interrupted(len(result.runs), seeds * len(points), f"the same command with --out {folder} goes on")
+    return 130
 
 
 def _table(result: Sweep, keys: list[str]) -> Table:
