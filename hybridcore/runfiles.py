@@ -124,8 +124,18 @@ def run_start(config: HybridConfig, arm: str, task: TaskRun) -> dict[str, Any]:
         "parameters": task.adapter.layout.total,
         "config": config_to_dict(config),
         "versions": _versions(config.run.framework),
+        "device": task.adapter.device,
+        "machine": f"{platform.machine()}, {platform.system()}, {_processors()} processors",
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
     }
+
+
+def _processors() -> int:
+    """Processors that this process may use."""
+    try:
+        return len(os.sched_getaffinity(0))
+    except AttributeError:  # only some systems tell
+        return os.cpu_count() or 1
 
 
 def _versions(framework: str) -> dict[str, str]:
