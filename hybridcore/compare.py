@@ -101,6 +101,7 @@ class Comparison:
             set in advance.
         rows: One per arm, in the order of `hybridcore.arms.ARMS`.
         interrupted: The user stopped it; the rows hold what was measured.
+        preset: Whether the target was set in advance.
     """
 
     directory: Path
@@ -108,6 +109,7 @@ class Comparison:
     targets: Mapping[int, float]
     rows: tuple[ArmRow, ...]
     interrupted: bool
+    preset: bool = False
 
     def row(self, arm: str) -> ArmRow:
         """The row of an arm.
@@ -288,7 +290,8 @@ def summarise(records: Iterable[RunRecord], directory: str | Path, target: float
         averaged = [record.averaged for record in group] if arm in _READ_TWICE else []
         if averaged and all(averaged):
             rows.append(_row(f"{arm}, averaged", [r for r in averaged if r is not None], baselines, targets))
-    return Comparison(Path(directory), tuple(runs), targets, tuple(rows), any(map(_interrupted, runs)))
+    cut = any(map(_interrupted, runs))
+    return Comparison(Path(directory), tuple(runs), targets, tuple(rows), cut, preset=target is not None)
 
 
 def _interrupted(record: RunRecord) -> bool:

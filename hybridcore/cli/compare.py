@@ -12,16 +12,14 @@ from hybridcore.arms import check_arm
 from hybridcore.cli.common import (
     errors,
     latest_run,
-    output,
     read_config,
     run_folder,
     say_interrupted,
     set_up_logging,
 )
 from hybridcore.cli.progress import Progress
-from hybridcore.cli.report import write_report
+from hybridcore.cli.report import show_tables, write_report
 from hybridcore.errors import ConfigError, ConfigProblem
-from hybridcore.report.table import comparison_table
 
 __all__ = ["compare"]
 
@@ -73,7 +71,7 @@ def compare(
             target=target,
             resume=resume,
         )
-    output().print(comparison_table(result))
+    show_tables(result)
     write_report(result, folder)
     if not result.interrupted:
         return 0

@@ -9,10 +9,13 @@ from hybridcore.compare import Comparison, read_comparison
 from hybridcore.errors import PluginError
 from hybridcore.report.data import save_data
 from hybridcore.report.figure import save_figure
+from hybridcore.report.overhead import overheads
 from hybridcore.report.page import save_page
-from hybridcore.report.table import comparison_table
+from hybridcore.report.table import comparison_table, narrow_tables, overhead_table
 
-__all__ = ["report", "write_report"]
+_UNLIMITED = 10_000
+
+__all__ = ["report", "show_tables", "write_report"]
 
 
 def report(directory: Path, /, *, out: Path | None = None) -> int:
@@ -23,13 +26,24 @@ def report(directory: Path, /, *, out: Path | None = None) -> int:
         out: Folder for the report; the runs' own by default.
     """
     comparison = read_comparison(directory)
-    output().print(comparison_table(comparison))
+    show_tables(comparison)
     folder = out or directory
     save_figure(comparison, folder / "report.png")
     save_page(comparison, folder / "report.html")
     save_data(comparison, folder / "report.json")
     output().print(f"report in {folder}", highlight=False, soft_wrap=True)
     return 0
+
+
+def show_tables(comparison: Comparison) -> None:
+    """Print the arms and, where the engine ran, what it cost; on a narrow terminal in more tables."""
+    console = output()
+    whole = comparison_table(comparison)
+    needed = console.measure(whole, options=console.options.update(width=_UNLIMITED)).maximum
+    for table in (whole,) if needed <= console.width else narrow_tables(comparison):
+        console.print(table)
+    if found := overheads(comparison):
+        console.print(overhead_table(found))
 
 
 def write_report(comparison: Comparison, folder: Path) -> None:
