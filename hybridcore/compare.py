@@ -19,7 +19,7 @@ from hybridcore.config import HybridConfig
 from hybridcore.errors import MetricsError
 from hybridcore.events import Listener
 from hybridcore.metrics import plain_json
-from hybridcore.records import RunRecord, TimeToLoss, loss_gap, read_run, speedup
+from hybridcore.records import RunRecord, is_drawn, loss_gap, read_run, speedup
 from hybridcore.runfiles import finished, require_same, require_unused, write_json
 from hybridcore.runner import run_task, train
 from hybridcore.tuning import CANDIDATES, tune
@@ -333,14 +333,8 @@ def _row(
         speedup_cost_low=min(costs, default=math.nan),
         speedup_cost_interval=_interval(costs),
         speedup_bound=_median([_count(run, "speedup_bound") for run in runs]),
-        unresolved=sum(map(_unresolved, paired, times)),
+        unresolved=sum(is_drawn(run.evaluations, time) for run, time in zip(paired, times, strict=True)),
     )
-
-
-def _unresolved(run: RunRecord, time: TimeToLoss) -> bool:
-    """Whether a target was reached between the start and the first evaluation after it."""
-    later = [e.step for e in run.evaluations if e.step > 0]
-    return bool(later) and 0.0 < time.step < later[0]
 
 
 def _count(run: RunRecord, key: str) -> float:
