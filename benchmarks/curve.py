@@ -12,8 +12,8 @@ import attrs
 
 from benchmarks.rivals import RIVALS
 from benchmarks.settings import Setting
-from hybridcore.compare import finished
 from hybridcore.records import RunRecord, read_run, speedup
+from hybridcore.runfiles import finished
 
 __all__ = ["CURVE_ARMS", "Point", "curve", "curve_table", "draw_curve"]
 

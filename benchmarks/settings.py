@@ -13,11 +13,11 @@ from typing import Any
 import attrs
 
 from benchmarks.rivals import RIVALS, run_rival
-from hybridcore.compare import finished
 from hybridcore.components import build_component, check_config
 from hybridcore.config import HybridConfig
 from hybridcore.configfile import apply_overrides
 from hybridcore.plugins import Registry, load_registry
+from hybridcore.runfiles import finished
 from hybridcore.runner import run_task
 
 __all__ = ["ARMS", "CURVE", "FULL_ARMS", "LARGE", "LARGE_ARMS", "SETTINGS", "Plan", "Setting", "large"]

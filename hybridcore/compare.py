@@ -6,7 +6,6 @@ import json
 import math
 import shutil
 import tempfile
-import tomllib
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from statistics import median
@@ -17,12 +16,11 @@ import numpy as np
 
 from hybridcore.arms import ARMS, base_rate, check_arm, plan_arm, scale_rate
 from hybridcore.config import HybridConfig
-from hybridcore.configfile import dump_config, read_data
 from hybridcore.errors import MetricsError
 from hybridcore.events import Listener
 from hybridcore.metrics import plain_json
-from hybridcore.records import RunRecord, TimeToLoss, loss_gap, read_run, speedup
-from hybridcore.runfiles import require_unused, write_json
+from hybridcore.records import RunRecord, is_drawn, loss_gap, read_run, speedup
+from hybridcore.runfiles import finished, require_same, require_unused, write_json
 from hybridcore.runner import run_task, train
 from hybridcore.tuning import CANDIDATES, tune
 
@@ -34,7 +32,6 @@ __all__ = [
     "ArmRow",
     "Comparison",
     "compare",
-    "finished",
     "read_comparison",
     "summarise",
     "warm_up",
@@ -104,6 +101,7 @@ class Comparison:
             set in advance.
         rows: One per arm, in the order of `hybridcore.arms.ARMS`.
         interrupted: The user stopped it; the rows hold what was measured.
+        preset: Whether the target was set in advance.
     """
 
     directory: Path
@@ -111,6 +109,7 @@ class Comparison:
     targets: Mapping[int, float]
     rows: tuple[ArmRow, ...]
     interrupted: bool
+    preset: bool = False
 
     def row(self, arm: str) -> ArmRow:
         """The row of an arm.
@@ -168,9 +167,9 @@ def compare(
     folder = Path(out_dir)
     if not resume:
         require_unused(folder)
-    warm_up(config, registry)
     session = _Session(config, folder, registry, progress)
     try:
+        warm_up(config, registry)
         for count, seed in enumerate(seeds):
             for arm in chosen if count % 2 == 0 else reversed(chosen):
                 session.run(arm, seed)
@@ -218,41 +217,17 @@ class _Session:
         Raises:
             MetricsError: It was trained with another configuration.
         """
-        if not where.exists():
-            return False
         if not finished(where):
-            shutil.rmtree(where)
+            if where.exists() and not (where / CANDIDATES).is_dir():  # a sweep keeps its finished rates
+                shutil.rmtree(where)
             return False
         plan = plan_arm(config, arm, self._registry).config
         if arm == "tuned":
             if (where / "tuning.json").exists():
                 self._factor = float(json.loads((where / "tuning.json").read_text("utf-8"))["factor"])
             plan = scale_rate(config, self._factor or 1.0, self._registry)
-        if _settings(tomllib.loads(dump_config(plan))) != _settings(read_data(where / "config.toml")):
-            raise MetricsError(
-                "the folder holds a run of another configuration",
-                where=str(where),
-                got="another config.toml",
-                expected="the configuration that the comparison was begun with",
-                fix="name another folder, or go on with the old configuration",
-            )
+        require_same(plan, where)
         return True
-
-
-def finished(place: Path) -> bool:
-    """Whether a folder holds a run that came to its end."""
-    try:
-        summary = json.loads((place / "summary.json").read_text(encoding="utf-8"))
-    except (FileNotFoundError, json.JSONDecodeError):
-        return False
-    return not summary.get("interrupted", True)
-
-
-def _settings(table: dict[str, Any]) -> dict[str, Any]:
-    """What decides how a run goes: everything but where it is written and what is logged."""
-    table.get("run", {}).pop("directory", None)
-    table.get("metrics", {}).pop("trace", None)
-    return table
 
 
 def read_comparison(directory: str | Path) -> Comparison:
@@ -315,7 +290,8 @@ def summarise(records: Iterable[RunRecord], directory: str | Path, target: float
         averaged = [record.averaged for record in group] if arm in _READ_TWICE else []
         if averaged and all(averaged):
             rows.append(_row(f"{arm}, averaged", [r for r in averaged if r is not None], baselines, targets))
-    return Comparison(Path(directory), tuple(runs), targets, tuple(rows), any(map(_interrupted, runs)))
+    cut = any(map(_interrupted, runs))
+    return Comparison(Path(directory), tuple(runs), targets, tuple(rows), cut, preset=target is not None)
 
 
 def _interrupted(record: RunRecord) -> bool:
@@ -357,14 +333,8 @@ def _row(
         speedup_cost_low=min(costs, default=math.nan),
         speedup_cost_interval=_interval(costs),
         speedup_bound=_median([_count(run, "speedup_bound") for run in runs]),
-        unresolved=sum(map(_unresolved, paired, times)),
+        unresolved=sum(is_drawn(run.evaluations, time) for run, time in zip(paired, times, strict=True)),
     )
-
-
-def _unresolved(run: RunRecord, time: TimeToLoss) -> bool:
-    """Whether a target was reached between the start and the first evaluation after it."""
-    later = [e.step for e in run.evaluations if e.step > 0]
-    return bool(later) and 0.0 < time.step < later[0]
 
 
 def _count(run: RunRecord, key: str) -> float:

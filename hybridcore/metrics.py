@@ -69,9 +69,9 @@ class MetricsWriter:
     r"""Event listener that appends one line per event to a file.
 
     The folder and the file are made when the first event arrives. Lines reach the disk at the latest with
-    the first event other than a step that comes a second after the last flush, and on `close`. While the
-    disk is full they are kept in memory, 64 MiB at most, and tried again: a warning, and no line is lost if
-    room is made.
+    the first event other than a step that comes a second after the last flush, with ``run-end``, and on
+    `close`. While the disk is full they are kept in memory, 64 MiB at most, and tried again: a warning, and
+    no line is lost if room is made.
 
     Args:
         path: The JSONL file; an existing one is replaced.
@@ -123,7 +123,8 @@ class MetricsWriter:
             self._held.append(line.encode() + b"\n")
             self._size += len(self._held[-1])
         full = self._size >= _FLUSH_BYTES and not self._failing
-        if full or (not frequent and time.monotonic() - self._flushed >= _FLUSH_SECONDS):
+        late = not frequent and time.monotonic() - self._flushed >= _FLUSH_SECONDS
+        if full or late or event is Event.RUN_END:
             self._flush(file)
 
     def _flush(self, file: FileIO) -> OSError | None:

@@ -23,6 +23,7 @@ __all__ = [
     "TimeToLoss",
     "averaged_curve",
     "final_loss",
+    "is_drawn",
     "loss_gap",
     "read_run",
     "speedup",
@@ -179,6 +180,8 @@ def averaged_curve(evaluations: Sequence[Evaluation]) -> tuple[Evaluation, ...]:
 def time_to_loss(evaluations: Sequence[Evaluation], target: float, *, averaged: bool = False) -> TimeToLoss:
     """When the validation loss first was at most `target`, linear between evaluations.
 
+    A loss that the untrained model has already takes no time.
+
     Args:
         evaluations: The run's evaluations.
         target: The loss to reach.
@@ -192,6 +195,8 @@ def time_to_loss(evaluations: Sequence[Evaluation], target: float, *, averaged: 
     before: Evaluation | None = None
     for now in averaged_curve(evaluations) if averaged else evaluations:
         if now.loss <= target:
+            if now.step == 0:
+                return TimeToLoss(0.0, 0.0, 0.0)
             if before is None or not math.isfinite(before.loss):
                 return TimeToLoss(now.elapsed, now.cost, float(now.step))
             share = (before.loss - target) / (before.loss - now.loss)
@@ -202,6 +207,20 @@ def time_to_loss(evaluations: Sequence[Evaluation], target: float, *, averaged: 
             )
         before = now
     return TimeToLoss(math.inf, math.inf, math.inf)
+
+
+def is_drawn(evaluations: Sequence[Evaluation], time: TimeToLoss) -> bool:
+    """Whether a loss was reached between the start and the first evaluation after it.
+
+    The time to it is then no measurement, but a line drawn from the start.
+
+    Example:
+        >>> curve = [Evaluation(0, 0.0, 0.0, 0, 3.0), Evaluation(10, 12.0, 1.0, 10, 1.0)]
+        >>> is_drawn(curve, time_to_loss(curve, 2.0)), is_drawn(curve, time_to_loss(curve, 1.0))
+        (True, False)
+    """
+    later = [e.step for e in evaluations if e.step > 0]
+    return bool(later) and 0.0 < time.step < later[0]
 
 
 def speedup(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import tomllib
 from collections.abc import Mapping
 from contextlib import suppress
 from datetime import UTC, datetime
@@ -13,12 +14,12 @@ from typing import Any
 
 from hybridcore import __version__
 from hybridcore.config import HybridConfig
-from hybridcore.configfile import config_to_dict, dump_config
+from hybridcore.configfile import config_to_dict, dump_config, read_data
 from hybridcore.errors import AdapterNotFoundError, MetricsError
 from hybridcore.metrics import SCHEMA, plain_json
 from hybridcore.protocols import TaskRun
 
-__all__ = ["require_unused", "run_start", "write_config", "write_json"]
+__all__ = ["finished", "require_same", "require_unused", "run_start", "write_config", "write_json"]
 
 
 def require_unused(folder: Path) -> None:
@@ -36,6 +37,40 @@ def require_unused(folder: Path) -> None:
             expected="a new or empty folder",
             fix="name another folder, or remove the old runs",
         )
+
+
+def finished(place: Path) -> bool:
+    """Whether a folder holds a run that came to its end."""
+    try:
+        summary = json.loads((place / "summary.json").read_text(encoding="utf-8"))
+    except (FileNotFoundError, json.JSONDecodeError):
+        return False
+    return not summary.get("interrupted", True)
+
+
+def require_same(config: HybridConfig, place: Path) -> None:
+    """Make sure that a run that is to be kept was trained with this configuration.
+
+    Where it is written and what is logged may differ.
+
+    Raises:
+        MetricsError: It was trained with another one.
+    """
+    if _settings(tomllib.loads(dump_config(config))) != _settings(read_data(place / "config.toml")):
+        raise MetricsError(
+            "the folder holds a run of another configuration",
+            where=str(place),
+            got="another config.toml",
+            expected="the configuration that the comparison was begun with",
+            fix="name another folder, or go on with the old configuration",
+        )
+
+
+def _settings(table: dict[str, Any]) -> dict[str, Any]:
+    """What decides how a run goes."""
+    table.get("run", {}).pop("directory", None)
+    table.get("metrics", {}).pop("trace", None)
+    return table
 
 
 def write_json(path: Path, data: Mapping[str, Any]) -> None:
@@ -89,8 +124,18 @@ def run_start(config: HybridConfig, arm: str, task: TaskRun) -> dict[str, Any]:
         "parameters": task.adapter.layout.total,
         "config": config_to_dict(config),
         "versions": _versions(config.run.framework),
+        "device": task.adapter.device,
+        "machine": f"{platform.machine()}, {platform.system()}, {_processors()} processors",
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
     }
+
+
+def _processors() -> int:
+    """Processors that this process may use."""
+    try:
+        return len(os.sched_getaffinity(0))
+    except AttributeError:  # only some systems tell
+        return os.cpu_count() or 1
 
 
 def _versions(framework: str) -> dict[str, str]:

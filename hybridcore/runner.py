@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,6 +18,7 @@ from hybridcore.errors import CheckpointError
 from hybridcore.events import Event, EventBus, Listener
 from hybridcore.injection import Fault, inject
 from hybridcore.metrics import MetricsWriter
+from hybridcore.peaks import PeakMemory
 from hybridcore.records import Evaluation
 from hybridcore.runfiles import run_start, write_config
 from hybridcore.steppers import Recipe, build_stepper
@@ -99,12 +101,16 @@ def train(
         faults: Faults to inject.
         resume: Go on from the newest sound checkpoint.
     """
-    task = build_task(config, registry) if isinstance(engine, bool) else engine.task(config, registry)
-    events, clock = EventBus(Containment(config.plugins)), Stopwatch()
-    if faults:
-        task = inject(task, faults, events)
-    tracking = Tracking(build_trackers(config, registry), events)
-    with MetricsWriter(out_dir / "metrics.jsonl") as writer, tracking:
+    with ExitStack() as stack:
+        memory = stack.enter_context(PeakMemory())
+        task = build_task(config, registry) if isinstance(engine, bool) else engine.task(config, registry)
+        memory.follow(task.adapter)
+        events, clock = EventBus(Containment(config.plugins)), Stopwatch()
+        if faults:
+            task = inject(task, faults, events)
+        tracking = Tracking(build_trackers(config, registry), events)
+        writer = stack.enter_context(MetricsWriter(out_dir / "metrics.jsonl"))
+        stack.enter_context(tracking)
         if progress is not None:
             events.listen(progress)
         saves = isinstance(engine, bool) and not faults and (config.checkpoint.every > 0 or resume)
@@ -122,7 +128,7 @@ def train(
                     checkpoints.require_none()
                 events.emit(Event.RUN_START, **run_start(config, arm, task))
                 write_config(out_dir / "config.toml", config)
-        loop = TrainingLoop(config, arm, task, events, clock, out_dir, checkpoints)
+        loop = TrainingLoop(config, arm, task, events, clock, out_dir, checkpoints, memory)
         stepper = build_stepper(engine, config, task, registry, events, clock, faults)
         return loop.run(stepper, baseline, writer if resume else None)
 

@@ -3,194 +3,71 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
-import itertools
 import json
 import math
-import re
 import shutil
-import sys
-import tomllib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from statistics import fmean, stdev
 from typing import TYPE_CHECKING, Any
 
 import attrs
 
 from hybridcore.compare import warm_up
-from hybridcore.components import check_config
-from hybridcore.config import HybridConfig
-from hybridcore.configfile import apply_overrides, config_to_dict, parse_value, set_value
-from hybridcore.errors import ConfigError, ConfigProblem, DivergenceError
+from hybridcore.errors import DivergenceError
 from hybridcore.events import Listener
+from hybridcore.grid import Point, baseline_point, parse_grid, plan_sweep
 from hybridcore.runfiles import write_json
 from hybridcore.runner import run_task
+from hybridcore.sweep_results import (
+    COUNTS,
+    Sweep,
+    SweepRun,
+    pair,
+    parse_run,
+    plain_run,
+    read_sweep,
+    summarise_sweep,
+    write_sweep,
+)
 
 if TYPE_CHECKING:
     from hybridcore.plugins import Registry
 
-__all__ = ["COUNTS", "Point", "Sweep", "SweepRun", "parse_grid", "plan_sweep", "summarise_sweep", "sweep"]
-
-SCHEMA = 1
-
-COUNTS = (
-    "real_steps",
-    "backward_passes",
-    "predicted_steps",
-    "jumps",
-    "refused",
-    "verdicts_kept",
-    "verdicts_failed",
-    "rollbacks",
-    "skipped",
-    "divergences",
-    "probes",
-)
-"""Entries of a run's summary that are its counts; a plain loop lacks some."""
+__all__ = [
+    "COUNTS",
+    "Point",
+    "Sweep",
+    "SweepRun",
+    "parse_grid",
+    "plan_sweep",
+    "read_sweep",
+    "summarise_sweep",
+    "sweep",
+]
 
 _FINISHED = "sweep-run.json"
-_UNSAFE = re.compile(r"[^A-Za-z0-9._=-]+")
 
 
 @attrs.frozen
-class Point:
-    """One combination of settings.
+class _Task:
+    """A run that is to be made: a point, or the baseline of one.
 
     Attributes:
-        settings: Values by dotted key.
-        config: The checked configuration.
-        folder: Name of its folder; depends on the whole configuration and on the arm, but not on the seed.
+        point: What is trained.
+        arm: As which arm.
+        seed: With which seed.
+        base: Folder of the paired baseline; empty without.
     """
 
-    settings: Mapping[str, Any]
-    config: HybridConfig
-    folder: str
-
-
-@attrs.frozen
-class SweepRun:
-    """One run of a sweep.
-
-    Attributes:
-        settings: Values by dotted key.
-        seed: Its seed.
-        directory: Its folder, relative to the sweep's.
-        final_loss: Final validation loss; infinite where it diverged.
-        seconds: Training seconds; NaN where it diverged.
-        cost: Cost in steps; NaN where it diverged.
-        counts: Those of `COUNTS` that the run has.
-        error: Why it was aborted; None where it was not.
-        reused: It had been finished by an earlier call.
-    """
-
-    settings: Mapping[str, Any]
-    seed: int
-    directory: str
-    final_loss: float
-    seconds: float
-    cost: float
-    counts: Mapping[str, float]
-    error: str | None = None
-    reused: bool = False
-
-
-@attrs.frozen
-class Sweep:
-    """All runs of a sweep.
-
-    Attributes:
-        directory: Folder that holds ``sweep.json`` and the runs.
-        arm: Arm that was trained.
-        runs: In the order of the grid, then of the seeds.
-        interrupted: The user stopped it; the same call goes on where it stopped.
-    """
-
-    directory: Path
+    point: Point
     arm: str
-    runs: tuple[SweepRun, ...]
-    interrupted: bool
+    seed: int
+    base: str = ""
 
-
-def parse_grid(items: Iterable[str]) -> dict[str, tuple[Any, ...]]:
-    """Values by dotted key from ``"dotted.key=value,value"``; values are TOML, bare words strings.
-
-    Raises:
-        ConfigError: An item has no key or value, or a key or value comes twice.
-
-    Example:
-        >>> parse_grid(["task.learning_rate=1e-3,1e-2", "predictor.name=drift,last-update"])
-        {'task.learning_rate': (0.001, 0.01), 'predictor.name': ('drift', 'last-update')}
-    """
-    grid: dict[str, tuple[Any, ...]] = {}
-    problems = []
-    for item in items:
-        key, equals, text = item.partition("=")
-        key, values = key.strip(), _values(text)
-        if not equals or not key or not values:
-            expected = "dotted.key=value,value"
-            problems.append(ConfigProblem(key or item, "no grid", got=item, expected=expected))
-        elif key in grid:
-            problems.append(ConfigProblem(key, "in the grid twice", hint="name all values in one --grid"))
-        elif any(value in values[:place] for place, value in enumerate(values)):
-            problems.append(ConfigProblem(key, "a value comes twice", got=text, expected="different values"))
-        elif key == "run.seed":
-            problems.append(ConfigProblem(key, "seeds are no setting to compare", hint="use --seeds"))
-        else:
-            grid[key] = values
-    if not grid and not problems:
-        problems.append(ConfigProblem("--grid", "no setting is varied", expected="dotted.key=value,value"))
-    if problems:
-        raise ConfigError(problems, source="grid", fix="correct the option --grid")
-    return grid
-
-
-def _values(text: str) -> tuple[Any, ...]:
-    try:
-        return tuple(tomllib.loads(f"values = [{text}]")["values"])
-    except tomllib.TOMLDecodeError:
-        return tuple(parse_value(word.strip()) for word in text.split(",") if word.strip())
-
-
-def plan_sweep(
-    data: Mapping[str, Any],
-    grid: Mapping[str, Sequence[Any]],
-    registry: Registry,
-    *,
-    arm: str = "hybrid",
-    origin: str = "configuration",
-) -> tuple[Point, ...]:
-    """Check every combination before anything is trained.
-
-    Args:
-        data: Plain data shaped like the TOML file.
-        grid: Values by dotted key.
-        registry: Where names are looked up.
-        arm: Arm that will be trained.
-        origin: Where the data came from; named in errors.
-
-    Raises:
-        ConfigError: A key is unknown or a value wrong; tells every mistake of the first bad combination.
-    """
-    points = []
-    for combination in itertools.product(*grid.values()):
-        settings = dict(zip(grid, combination, strict=True))
-        changed = apply_overrides(data, ())
-        for key, value in settings.items():
-            set_value(changed, key, value)
-        config = check_config(changed, registry, origin=origin)
-        points.append(Point(settings, config, _folder(settings, config, arm)))
-    return tuple(points)
-
-
-def _folder(settings: Mapping[str, Any], config: HybridConfig, arm: str) -> str:
-    """Readable, and different for whatever changes a run."""
-    table = config_to_dict(config)
-    for section, key in (("run", "seed"), ("run", "directory"), ("metrics", "trace")):
-        table[section].pop(key)
-    digest = hashlib.sha256(json.dumps([arm, table], sort_keys=True).encode()).hexdigest()[:10]
-    words = ",".join(f"{key.rpartition('.')[2]}={value}" for key, value in settings.items())
-    return f"{_UNSAFE.sub('_', words)[:80]}-{digest}"
+    @property
+    def key(self) -> tuple[str, int]:
+        """Tells it from all others."""
+        return self.point.folder, self.seed
 
 
 def sweep(
@@ -199,6 +76,7 @@ def sweep(
     out_dir: str | Path,
     seeds: Sequence[int] = (0,),
     arm: str = "hybrid",
+    baseline: bool = False,
     progress: Listener | None = None,
     registry: Registry | None = None,
     announce: Callable[[str], None] = lambda label: None,
@@ -215,6 +93,8 @@ def sweep(
         out_dir: Folder for ``sweep.json`` and ``<point>/seed-<n>/``.
         seeds: Seeds, the same for all points.
         arm: What is trained.
+        baseline: Train the plain loop with the same seeds too, once for all points that differ in nothing
+            that it reads; gives speed-ups.
         progress: Hears every event of every run.
         registry: Where names are looked up; loaded from the installed plugins if None.
         announce: Told before each run which it is, such as ``"3/8 learning_rate=0.01"``.
@@ -227,51 +107,80 @@ def sweep(
 
         registry = load_registry(points[0].config.plugins.load, points[0].config.plugins.block)
     folder, warm = Path(out_dir), False
-    done: dict[tuple[int, int], SweepRun] = {}
-    plan = [
-        (place, seed)
-        for count, seed in enumerate(seeds)
-        for place in (range(len(points)) if count % 2 == 0 else reversed(range(len(points))))
-    ]
-    for count, (place, seed) in enumerate(plan, 1):
-        point = points[place]
-        where = folder / point.folder / f"seed-{seed}"
-        run = _finished(point, seed, where, folder)
+    bases = {point.folder: baseline_point(point) for point in points} if baseline else {}
+    plan = plan_runs(points, seeds, arm, bases)
+    done: dict[tuple[str, int], SweepRun] = {}
+    for count, task in enumerate(plan, 1):
+        run = _finished(task, folder)
         if run is None:
-            if not warm:
-                with contextlib.suppress(DivergenceError):
-                    warm_up(point.config, registry)
-                warm = True
-            words = " ".join(f"{key.rpartition('.')[2]}={value}" for key, value in point.settings.items())
-            announce(f"{count}/{len(plan)} {words}")
-            run = _train(point, seed, where, folder, arm, progress, registry)
+            announce(f"{count}/{len(plan)} {task.point.words}".rstrip())
+            try:
+                if not warm:
+                    with contextlib.suppress(DivergenceError):
+                        warm_up(task.point.config, registry)
+                    warm = True
+                run = _train(task, folder, progress, registry)
+            except KeyboardInterrupt:
+                run = None
         if run is not None:
-            done[place, seed] = run
-        result = Sweep(folder, arm, tuple(done[key] for key in sorted(done)), interrupted=run is None)
-        _write(result, points, seeds)
+            done[task.key] = pair(run, done[task.base, task.seed], folder) if task.base else run
+        result = Sweep(
+            folder,
+            arm,
+            _in_order([point.folder for point in points], seeds, done),
+            run is None,
+            _in_order(dict.fromkeys(base.folder for base in bases.values()), seeds, done),
+            points[0].config.task.name,
+            points[0].config.run.framework,
+        )
+        write_sweep(result, (*points, *bases.values()), seeds)
         if result.interrupted:
             break
     return result
 
 
-def _train(
-    point: Point,
-    seed: int,
-    where: Path,
-    folder: Path,
-    arm: str,
-    progress: Listener | None,
-    registry: Registry,
-) -> SweepRun | None:
+def plan_runs(
+    points: Sequence[Point], seeds: Sequence[int], arm: str, bases: dict[str, Point]
+) -> list[_Task]:
+    """The runs in their order: each baseline just before the first point that is paired with it.
+
+    Args:
+        points: The points.
+        seeds: The seeds.
+        arm: What is trained.
+        bases: Baseline by a point's folder.
+    """
+    plan: dict[tuple[str, int], _Task] = {}
+    for count, seed in enumerate(seeds):
+        for point in points if count % 2 == 0 else reversed(points):
+            base = bases.get(point.folder)
+            if base is not None:
+                plan.setdefault((base.folder, seed), _Task(base, "baseline", seed))
+            task = _Task(point, arm, seed, "" if base is None else base.folder)
+            plan[task.key] = task
+    return list(plan.values())
+
+
+def _in_order(
+    folders: Sequence[str] | dict[str, Any], seeds: Sequence[int], done: dict[tuple[str, int], SweepRun]
+) -> tuple[SweepRun, ...]:
+    return tuple(done[folder, seed] for folder in folders for seed in seeds if (folder, seed) in done)
+
+
+def _place(task: _Task) -> str:
+    """Folder of a run, relative to the sweep's."""
+    return f"{task.point.folder}/seed-{task.seed}"
+
+
+def _train(task: _Task, folder: Path, progress: Listener | None, registry: Registry) -> SweepRun | None:
     """One run from its start; None where the user stopped it."""
+    point, seed, relative = task.point, task.seed, _place(task)
+    where = folder / relative
     if where.exists():
         shutil.rmtree(where)  # what an interrupted run left
     config = attrs.evolve(point.config, run=attrs.evolve(point.config.run, seed=seed))
-    relative = where.relative_to(folder).as_posix()
     try:
-        result = run_task(config, arm=arm, out_dir=where, progress=progress, registry=registry)
-    except KeyboardInterrupt:
-        return None
+        result = run_task(config, arm=task.arm, out_dir=where, progress=progress, registry=registry)
     except DivergenceError as error:
         run = SweepRun(point.settings, seed, relative, math.inf, math.nan, math.nan, {}, error=error.what)
     else:
@@ -288,93 +197,16 @@ def _train(
             float(summary["cost"]),
             counts,
         )
-    write_json(where / _FINISHED, _plain(run))
+    write_json(where / _FINISHED, plain_run(run))
     return run
 
 
-def _finished(point: Point, seed: int, where: Path, folder: Path) -> SweepRun | None:
+def _finished(task: _Task, folder: Path) -> SweepRun | None:
     """What an earlier call recorded; its file is the last one that a run writes."""
+    relative = _place(task)
     try:
-        data = json.loads((where / _FINISHED).read_text(encoding="utf-8"))
-        loss, seconds, cost = (data[name] for name in ("final_loss", "seconds", "cost"))
-        counts, error = data["counts"], data["error"]
-        sound = all(_is_number(value) for value in (loss, seconds, cost, *counts.values()))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        data = json.loads((folder / relative / _FINISHED).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
         return None
-    if not sound or not isinstance(error, str | None):
-        return None  # no such file is written: the run is repeated
-    return SweepRun(
-        point.settings,
-        seed,
-        where.relative_to(folder).as_posix(),
-        math.inf if loss is None else loss,
-        math.nan if seconds is None else seconds,
-        math.nan if cost is None else cost,
-        counts,
-        error,
-        reused=True,
-    )
-
-
-def _is_number(value: object) -> bool:
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return value is None
-    return abs(value) <= sys.float_info.max  # JSON's integers have no end
-
-
-def _plain(run: SweepRun) -> dict[str, Any]:
-    return attrs.asdict(run, filter=lambda attribute, _: attribute.name != "reused")
-
-
-def _write(result: Sweep, points: Sequence[Point], seeds: Sequence[int]) -> None:
-    configs = {point.folder: config_to_dict(point.config) for point in points}
-    write_json(
-        result.directory / "sweep.json",
-        {
-            "schema": SCHEMA,
-            "arm": result.arm,
-            "seeds": list(seeds),
-            "interrupted": result.interrupted,
-            "points": summarise_sweep(result),
-            "runs": [
-                {**_plain(run), "config": _with_seed(configs[run.directory.partition("/")[0]], run.seed)}
-                for run in result.runs
-            ],
-        },
-    )
-
-
-def _with_seed(config: Mapping[str, Any], seed: int) -> dict[str, Any]:
-    return {**config, "run": {**config["run"], "seed": seed}}
-
-
-def summarise_sweep(result: Sweep) -> list[dict[str, Any]]:
-    """Means over the seeds, one entry per point, the lowest final loss first.
-
-    ``final_loss_error`` is the standard error of the mean, NaN for a single seed. A point with a run that
-    diverged has an infinite loss.
-    """
-    groups: dict[str, list[SweepRun]] = {}
-    for run in result.runs:
-        groups.setdefault(run.directory.rpartition("/")[0], []).append(run)
-    rows = []
-    for runs in groups.values():
-        losses = [run.final_loss for run in runs]
-        sound = len(runs) > 1 and all(map(math.isfinite, losses))
-        rows.append(
-            {
-                "settings": dict(runs[0].settings),
-                "runs": len(runs),
-                "diverged": sum(run.error is not None for run in runs),
-                "final_loss": fmean(losses),
-                "final_loss_error": stdev(losses) / math.sqrt(len(runs)) if sound else math.nan,
-                "seconds": fmean(run.seconds for run in runs),
-                "cost": fmean(run.cost for run in runs),
-                "counts": {
-                    name: fmean(float(run.counts[name]) for run in runs)
-                    for name in COUNTS
-                    if all(name in run.counts for run in runs)
-                },
-            }
-        )
-    return sorted(rows, key=lambda row: float(row["final_loss"]))
+    run = parse_run(data, settings=task.point.settings, seed=task.seed, directory=relative)
+    return None if run is None else attrs.evolve(run, reused=True)  # a damaged one is repeated

@@ -17,6 +17,7 @@ from hybridcore.config import HybridConfig
 from hybridcore.errors import DivergenceError, MetricsError, TaskError
 from hybridcore.events import Event, EventBus
 from hybridcore.metrics import MetricsWriter, plain_json
+from hybridcore.peaks import PeakMemory
 from hybridcore.protocols import TaskRun
 from hybridcore.records import AVERAGED, Evaluation, final_loss, loss_gap, speedup, speedup_bound
 from hybridcore.runfiles import write_json
@@ -68,6 +69,7 @@ class TrainingLoop:
         clock: Training time.
         out_dir: Folder for the run's files.
         checkpoints: The run's checkpoints; None where none are written.
+        memory: Reads the memory of the run; None where the summary leaves it out.
     """
 
     def __init__(
@@ -79,8 +81,9 @@ class TrainingLoop:
         clock: Stopwatch,
         out_dir: Path,
         checkpoints: RunCheckpoints | None = None,
+        memory: PeakMemory | None = None,
     ) -> None:
-        self._checkpoints = checkpoints
+        self._checkpoints, self._memory = checkpoints, memory
         self._batches, self._consumed, self._stalled = iter(task.batches), 0, 0
         self._config, self._arm, self._task = config, arm, task
         self._events, self._clock, self._out_dir = events, clock, out_dir
@@ -246,6 +249,7 @@ class TrainingLoop:
         gain = speedup(self._evaluations, baseline)
         return {
             **summary,
+            **(self._memory.summary() if self._memory is not None else {}),
             "interrupted": interrupted,
             "final_loss": plain_json(final_loss(self._evaluations)),
             "speedup": None if gain is None else gain.wall,

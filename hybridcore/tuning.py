@@ -12,8 +12,8 @@ import attrs
 from hybridcore.arms import base_rate, scale_rate
 from hybridcore.config import HybridConfig
 from hybridcore.events import Listener
-from hybridcore.records import Evaluation
-from hybridcore.runfiles import write_json
+from hybridcore.records import Evaluation, read_run
+from hybridcore.runfiles import finished, require_same, write_json
 from hybridcore.runner import train
 from hybridcore.training import RunResult
 
@@ -60,7 +60,8 @@ def tune(
     """Train the baseline at several learning rates and keep the one with the best final validation loss.
 
     While the best rate is the largest tried, a three times larger one is tried too, so that the best never
-    lies at the edge. Writes ``tuning.json`` beside the files of the best run.
+    lies at the edge. Writes ``tuning.json`` beside the files of the best run once the sweep is complete;
+    rates that an earlier, interrupted call finished in the same folder are not trained again.
 
     Args:
         config: The configuration.
@@ -72,6 +73,7 @@ def tune(
 
     Raises:
         ConfigError: The task has no option `learning_rate`.
+        MetricsError: The folder holds a finished rate of another configuration.
     """
     folder, runs = Path(out_dir), dict[float, RunResult]()
     waiting = list(factors)
@@ -79,22 +81,40 @@ def tune(
         factor = waiting.pop(0)
         changed = scale_rate(config, factor, registry)
         where = folder / CANDIDATES / f"x{factor:g}"
-        runs[factor] = train(changed, "tuned", False, where, progress, registry, baseline)
+        runs[factor] = _kept(changed, where) or train(
+            changed, "tuned", False, where, progress, registry, baseline
+        )
         if runs[factor].interrupted:
             break
         best = min(runs, key=lambda f: _score(runs[f]))
         if not waiting and best == factor and factor < _LARGEST:
             waiting.append(3 * factor)
     best = min(runs, key=lambda f: _score(runs[f]))
-    result = attrs.evolve(
-        runs[best], directory=folder, interrupted=any(run.interrupted for run in runs.values())
-    )
-    for name in ("metrics.jsonl", "summary.json", "config.toml"):
-        shutil.copyfile(runs[best].directory / name, folder / name)
-    losses = {factor: run.final_loss for factor, run in runs.items()}
     rate = base_rate(config, registry) * best
+    losses = {factor: run.final_loss for factor, run in runs.items()}
+    if any(run.interrupted for run in runs.values()):
+        return Tuning(best, rate, losses, _interrupted(runs[best]))
     write_json(folder / "tuning.json", {"factor": best, "learning_rate": rate, "losses": losses})
-    return Tuning(best, rate, losses, result)
+    for name in ("config.toml", "metrics.jsonl", "summary.json"):  # the last one says that all are there
+        shutil.copyfile(runs[best].directory / name, folder / name)
+    return Tuning(best, rate, losses, attrs.evolve(runs[best], directory=folder))
+
+
+def _kept(config: HybridConfig, where: Path) -> RunResult | None:
+    """What an earlier call finished; what it left unfinished is removed."""
+    if not finished(where):
+        if where.exists():
+            shutil.rmtree(where)
+        return None
+    require_same(config, where)
+    record = read_run(where)
+    summary = {key: value for key, value in (record.summary or {}).items() if key != "event"}
+    return RunResult(record.arm, record.seed, where, record.evaluations, summary, interrupted=False)
+
+
+def _interrupted(run: RunResult) -> RunResult:
+    """The best run so far of a sweep that was not completed."""
+    return attrs.evolve(run, interrupted=True, summary={**run.summary, "interrupted": True})
 
 
 def _score(run: RunResult) -> float:

@@ -205,6 +205,30 @@ def test_a_task_is_compared_by_its_name_and_gone_on_with(project, capsys):
     assert execute(["compare", "quadratik"]) != 0
 
 
+def test_an_interrupted_comparison_says_how_far_it_came_and_how_it_goes_on(project, capsys):
+    source = Path("own_problem.py").read_text()
+    Path("own_problem.py").write_text(source.replace("== fail_at", "== 20 and seed > 0"))
+    call = ["compare", "hybrid.toml", "--seeds", "2", "--arms", "hybrid", "--out", "cmp"]
+    assert execute(call) == 130
+    hint = "interrupted: 2 of 4 runs are finished; the same command with --resume --out cmp goes on"
+    assert hint in capsys.readouterr().err
+    sys.modules.pop("own_problem")
+    Path("own_problem.py").write_text(source)
+    assert execute([*call, "--resume"]) == 0
+    assert "interrupted" not in capsys.readouterr().err
+    assert execute([*call[:-2], "--resume", "--set", "run.directory=nowhere"]) == 1
+    assert "--resume --out DIR" in capsys.readouterr().err
+
+
+def test_control_c_before_the_first_step_is_no_silence(project, capsys):
+    source = Path("own_problem.py").read_text()
+    Path("own_problem.py").write_text(source.replace("rng = np", "raise KeyboardInterrupt\n    rng = np", 1))
+    for command in (["compare", "hybrid.toml", "--out", "new"], ["run", "hybrid.toml", "--out", "new"]):
+        assert execute(command) == 130
+        assert "interrupted" in capsys.readouterr().err
+        assert not list(Path().glob("new/**/summary.json"))
+
+
 def test_without_matplotlib_compare_still_reports_the_table(project, capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     assert execute(["compare", "hybrid.toml", "--seeds", "1", "--arms", "hybrid", "--out", "cmp"]) == 0

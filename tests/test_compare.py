@@ -12,6 +12,7 @@ from hybridcore.errors import ConfigError, MetricsError
 from hybridcore.records import Evaluation, RunRecord, read_run
 from hybridcore.report.table import arm_cells, arm_columns
 from hybridcore.runner import run_task
+from hybridcore.tuning import tune
 
 
 def record(tmp_path, arm, seed, losses, *, seconds=0.1, summary=None):
@@ -167,6 +168,43 @@ def test_a_comparison_goes_on_where_it_stopped(tmp_path, registry, configuration
     other = configuration(task={"learning_rate": 0.01})
     with pytest.raises(MetricsError, match="another configuration"):
         compare(other, out_dir=out, arms=arms, seeds=(0, 1), registry=registry, resume=True)
+
+
+def test_a_sweep_of_the_rate_that_was_cut_is_completed_and_never_taken_for_the_whole(
+    tmp_path, registry, configuration, toy
+):
+    """F73, F74: a baseline tuned on half of its rates would be a weak one."""
+    config, original = configuration(task={"learning_rate": 0.02}), toy.build
+    fresh = compare(config, out_dir=tmp_path / "fresh", arms=("tuned",), seeds=(0, 1), registry=registry)
+    tuning = json.loads((tmp_path / "fresh" / "tuned" / "seed-0" / "tuning.json").read_text())
+    built, out = [], tmp_path / "cut"
+
+    def build(**options):
+        built.append(options["learning_rate"])
+        return original(**options, fail_at=30 if len(built) == 6 else None)
+
+    toy.build = build  # two builds are the warm-up, one the baseline, two the first rates
+    cut = compare(config, out_dir=out, arms=("tuned",), seeds=(0, 1), registry=registry)
+    assert cut.interrupted and built[3:] == pytest.approx([0.02, 0.06, 0.2])
+    assert [row.arm for row in cut.rows] == ["baseline"]
+    assert [row.arm for row in read_comparison(out).rows] == ["baseline"]
+    kept = {p: p.read_bytes() for x in ("x1", "x3") for p in out.rglob(f"{x}/metrics.jsonl")}
+    assert len(kept) == 2
+    whole = compare(config, out_dir=out, arms=("tuned",), seeds=(0, 1), registry=registry, resume=True)
+    assert {path: path.read_bytes() for path in kept} == kept
+    assert json.loads((out / "tuned" / "seed-0" / "tuning.json").read_text()) == tuning
+    assert [(r.arm, r.final_loss, r.speedup_cost) for r in whole.rows] == [
+        (r.arm, r.final_loss, r.speedup_cost) for r in fresh.rows
+    ]
+    (out / "tuned" / "seed-0" / "summary.json").unlink()  # killed while the best run was copied
+    built.clear()
+    again = compare(config, out_dir=out, arms=("tuned",), seeds=(0, 1), registry=registry, resume=True)
+    assert len(built) == 2, "the warm-up; every rate was finished"
+    assert again.records == whole.records
+    other = configuration(task={"learning_rate": 0.02}, run={"steps": 30})
+    (out / "tuned" / "seed-0" / "summary.json").unlink()
+    with pytest.raises(MetricsError, match="another configuration"):
+        tune(other, out_dir=out / "tuned" / "seed-0", registry=registry)
 
 
 def test_a_target_set_in_advance_replaces_the_baselines_own(tmp_path, registry, configuration):

@@ -10,7 +10,16 @@ from hybridcore.errors import MetricsError
 from hybridcore.events import Event, EventBus
 from hybridcore.metrics import MetricsWriter, plain_json
 from hybridcore.protocols import Phase
-from hybridcore.records import Evaluation, loss_gap, read_run, speedup, speedup_bound, time_to_loss
+from hybridcore.records import (
+    Evaluation,
+    Speedup,
+    TimeToLoss,
+    loss_gap,
+    read_run,
+    speedup,
+    speedup_bound,
+    time_to_loss,
+)
 
 
 def curve(losses, cost_per_step=1.0, seconds=0.1, every=10):
@@ -93,6 +102,16 @@ EVALUATION = {
 }  # fmt: skip
 
 
+def test_the_end_of_a_run_is_on_the_disk_before_its_summary(tmp_path):
+    """A kill after `summary.json`, which says that the run is finished, must not cost its last lines."""
+    with MetricsWriter(tmp_path / "m.jsonl") as writer:
+        writer(Event.PROBE, {"step": 1})  # the first event is flushed, the next ones within a second not
+        writer(Event.REAL_STEP, {"step": 1})
+        writer(Event.RUN_END, {"real_steps": 1})
+        kinds = [json.loads(line)["event"] for line in writer.path.read_text().splitlines()]
+        assert kinds == ["probe", "real-step", "run-end"]
+
+
 def test_round_trip_of_every_kind(tmp_path):
     path = tmp_path / "run" / "metrics.jsonl"
     with MetricsWriter(path) as writer:
@@ -163,6 +182,15 @@ def test_time_to_loss_interpolates_and_takes_the_first_crossing():
     assert time_to_loss(curve([4.0, 2.0]), 1.0).seconds == math.inf
     after_divergence = time_to_loss(curve([math.inf, 2.0]), 3.0)
     assert after_divergence.step == 10
+
+
+def test_a_target_that_the_untrained_model_meets_takes_no_time():
+    """The seconds before the first step are set-up, and their ratio no speed-up."""
+    slow, fast = (
+        [Evaluation(0, 0.0, setup, 0, 2.0), Evaluation(9, 9.0, 1.0, 9, 8.0)] for setup in (0.5, 0.01)
+    )
+    assert time_to_loss(slow, 8.0) == TimeToLoss(0.0, 0.0, 0.0)
+    assert speedup(slow, fast) == Speedup(1.0, 1.0, 8.0)
 
 
 def test_speedup_is_measured_to_the_final_loss_of_the_baseline():

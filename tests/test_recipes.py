@@ -245,6 +245,23 @@ def test_the_report_is_what_the_runs_say(round_folder, capsys):
         assert (folder / f"{name}.png").stat().st_size > 10_000
 
 
+def test_a_time_that_is_drawn_and_not_measured_is_marked_in_every_table(load, round_folder):
+    folder, plan, recipe, *_ = round_folder
+    row = load("rows").read_row(recipe, plan, folder / recipe.name)
+
+    def words(seeds):
+        arms = tuple(attrs.evolve(arm, unresolved=seeds, speedup_cost=7.0) for arm in row.comparison.rows)
+        made = attrs.evolve(row, comparison=attrs.evolve(row.comparison, rows=arms))
+        return [cell for table in load("table").tables([made])[1:4] for cell in table.cells[0]]
+
+    plain, marked = words(0), words(1)
+    assert sum("7.00x" in cell for cell in plain) >= 8
+    for before, after in zip(plain, marked, strict=True):
+        assert after == (f"~{before}" if before.startswith("7.00x") else after)
+    assert not any("~" in cell for cell in plain)
+    assert sum("~7.00x" in cell for cell in marked) == sum("7.00x" in cell for cell in plain)
+
+
 def test_aims_are_counted_from_the_rows(load, round_folder):
     rows_module = load("rows")
     folder, plan, recipe, *_ = round_folder

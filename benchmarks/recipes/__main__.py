@@ -129,17 +129,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
             )
         return 0
     folder = options.out or Path("runs") / time.strftime("recipes-%Y%m%d-%H%M%S")
-    complete = True
+    complete, interrupted = True, False
     if not options.read:
         from benchmarks.recipes.pool import run_all
 
         for recipe in wanted:
             plan.claim(folder / recipe.name)
-        complete = run_all(plan, wanted, folder, options.workers)
-    write_report(plan, folder)
+        try:
+            complete = run_all(plan, wanted, folder, options.workers)
+        except KeyboardInterrupt:
+            complete, interrupted = False, True
+    if not write_report(plan, folder):
+        print("no recipe has both its baseline and its hybrid run finished: no tables", file=sys.stderr)
     if not complete:
         print(f"not all runs are finished: the same command with --out {folder} goes on", file=sys.stderr)
-    return 0 if complete else 1
+    return 130 if interrupted else 0 if complete else 1
 
 
 if __name__ == "__main__":

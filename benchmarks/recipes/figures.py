@@ -62,6 +62,9 @@ def speedups(rows: Sequence[Row]) -> Any:
                 if math.isnan(value):
                     continue
                 missed = value <= 0
+                found = row.arm(control if name == "best control" else name.split()[0])
+                if found is not None and found.unresolved and not missed:
+                    axis.annotate("~", (value, place), xytext=(0, 5), textcoords="offset points", ha="center")
                 axis.plot(
                     [max(value, FLOOR)],
                     [place],
@@ -86,7 +89,10 @@ def speedups(rows: Sequence[Row]) -> Any:
     looks = (("hybrid", "o", "#0b6fd1"), ("best control", "s", "#b8402f"), ("tuned baseline", "D", "#1b8a5a"))
     handles = [Line2D([], [], marker=m, color=c, linestyle="none", label=name) for name, m, c in looks]
     figure.legend(handles=handles, loc="outside lower center", ncols=3, frameon=False)
-    figure.suptitle("Published settings; hollow: target missed; bars: 95 % intervals", fontsize=10)
+    figure.suptitle(
+        "Published settings; hollow: missed; bars: 95 % intervals; dotted: 5x; ~: time drawn, not measured",
+        fontsize=10,
+    )
     return figure
 
 
@@ -118,6 +124,7 @@ def rates(rows: Sequence[Row]) -> Any:
                 va="center",
             )
     axis.axhline(1.0, color="#222222", linewidth=1)
+    axis.axvline(1.0, color="#1b8a5a", linewidth=1, linestyle=":", label="the tuned rate itself")
     axis.set(xlabel="published learning rate / tuned learning rate")
     axis.set(ylabel="times sooner to the baseline's final loss, cost")
     low, high = min(groups), max(groups)

@@ -19,13 +19,12 @@ from benchmarks.recipes.data import load
 from benchmarks.rivals import RIVALS, RivalRun
 from benchmarks.settings import PINN
 from hybridcore.arms import plan_arm
-from hybridcore.compare import finished
 from hybridcore.components import check_config
 from hybridcore.config import HybridConfig
 from hybridcore.configfile import apply_overrides
 from hybridcore.errors import DivergenceError
 from hybridcore.plugins import Registry, load_registry
-from hybridcore.runfiles import write_json
+from hybridcore.runfiles import finished, write_json
 from hybridcore.runner import train
 from hybridcore.training import RunResult
 from hybridcore.tuning import CANDIDATES

@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
 from functools import partial
 from pathlib import Path
 
@@ -33,6 +34,9 @@ def run_all(plan: Plan, wanted: Sequence[Recipe], folder: Path, workers: int) ->
         wanted: The recipes.
         folder: Folder with one sub-folder for each recipe.
         workers: Processes.
+
+    Raises:
+        KeyboardInterrupt: The user stopped it; what is finished stays.
     """
     os.environ.update(ONE_THREAD)  # read by the workers when they start
     prepare(plan, wanted)
@@ -41,8 +45,8 @@ def run_all(plan: Plan, wanted: Sequence[Recipe], folder: Path, workers: int) ->
         queue = _Queue(plan, wanted, folder, pool, workers)
         try:
             return queue.drain()
-        except KeyboardInterrupt:
-            pool.shutdown(wait=False, cancel_futures=True)
+        except BrokenProcessPool:
+            print("a worker was killed, perhaps because memory ran out: try fewer --workers", file=sys.stderr)
             return False
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)

@@ -41,5 +41,6 @@ def execute(tokens: Sequence[str] | None = None) -> int:
         print_error(error)
         return 2 if isinstance(error, ConfigError) else 1
     except KeyboardInterrupt:
+        print("interrupted: nothing is recorded of what was under way", file=sys.stderr)
         return 130
     return code if isinstance(code, int) else 0

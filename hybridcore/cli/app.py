@@ -12,6 +12,7 @@ app = App(
     name="hybridcore",
     version=__version__,
     help_format="plaintext",
+    suppress_keyboard_interrupt=False,  # `execute` says something about it
     help="Train with fewer backward passes: real steps, predicted weight changes, delayed verdicts.",
 )
 app.command("hybridcore.cli.run:run", name="run", help="Train one task and record it.")

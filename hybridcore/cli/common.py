@@ -29,6 +29,7 @@ __all__ = [
     "read_config",
     "read_source",
     "run_folder",
+    "say_interrupted",
     "set_up_logging",
     "source_data",
 ]
@@ -49,6 +50,12 @@ def print_error(error: HybridCoreError) -> None:
     """Print an error without a traceback, its first line in red."""
     first, newline, rest = str(error).partition("\n")
     errors().print(Text.assemble((f"error: {first}", "bold red"), newline + rest), soft_wrap=True)
+
+
+def say_interrupted(done: int, planned: int, how: str) -> None:
+    """Tell that the user stopped something of many runs, and how it goes on."""
+    text = f"interrupted: {done} of {planned} runs are finished; {how}"
+    errors().print(text, markup=False, highlight=False, soft_wrap=True)
 
 
 def source_data(source: str) -> dict[str, Any]:
@@ -120,8 +127,13 @@ def run_folder(config: HybridConfig, kind: str, out: Path | None) -> Path:
     return Path(config.run.directory) / f"{_prefix(config, kind)}{stamp}"
 
 
-def latest_run(config: HybridConfig, kind: str) -> Path:
+def latest_run(config: HybridConfig, kind: str, option: str = "") -> Path:
     """The newest folder that `run_folder` has named for this task and kind.
+
+    Args:
+        config: Names the task and the folder of its runs.
+        kind: The arm, or the command.
+        option: Option that names the folder, where ``--resume`` itself does not.
 
     Raises:
         CheckpointError: There is none.
@@ -134,7 +146,7 @@ def latest_run(config: HybridConfig, kind: str) -> Path:
             "there is no run to go on with",
             where=str(parent),
             expected=f"a folder {prefix}<date>",
-            fix="name the folder of the run: --resume DIR",
+            fix=f"name the folder of the run: {' '.join(['--resume', *option.split(), 'DIR'])}",
         )
     return max(found, key=lambda path: path.name)
 

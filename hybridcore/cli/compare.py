@@ -9,11 +9,17 @@ from cyclopts import Parameter
 
 from hybridcore import compare as comparisons
 from hybridcore.arms import check_arm
-from hybridcore.cli.common import errors, latest_run, output, read_config, run_folder, set_up_logging
+from hybridcore.cli.common import (
+    errors,
+    latest_run,
+    read_config,
+    run_folder,
+    say_interrupted,
+    set_up_logging,
+)
 from hybridcore.cli.progress import Progress
-from hybridcore.cli.report import write_report
+from hybridcore.cli.report import show_tables, write_report
 from hybridcore.errors import ConfigError, ConfigProblem
-from hybridcore.report.table import comparison_table
 
 __all__ = ["compare"]
 
@@ -52,7 +58,7 @@ def compare(
         check_arm(arm)
     checked, registry = read_config(config, set_ or (), framework, trace)
     latest = resume and out is None
-    folder = latest_run(checked, "compare") if latest else run_folder(checked, "compare", out)
+    folder = latest_run(checked, "compare", "--out") if latest else run_folder(checked, "compare", out)
     set_up_logging(trace)
     with Progress(errors()) as progress:
         result = comparisons.compare(
@@ -65,6 +71,10 @@ def compare(
             target=target,
             resume=resume,
         )
-    output().print(comparison_table(result))
+    show_tables(result)
     write_report(result, folder)
-    return 130 if result.interrupted else 0
+    if not result.interrupted:
+        return 0
+    done, planned = sum(row.runs for row in result.rows), seeds * len({"baseline", *chosen})
+    say_interrupted(done, planned, f"the same command with --resume --out {folder} goes on")
+    return 130

@@ -76,4 +76,6 @@ def run(
     console = output()
     console.print(summary_table(result.summary))
     console.print(f"recorded in {result.directory}", highlight=False, soft_wrap=True)
+    if result.interrupted and checked.checkpoint.every:
+        errors().print(f"the same command with --resume {folder} goes on", markup=False, soft_wrap=True)
     return 130 if result.interrupted else 0

@@ -2,25 +2,37 @@
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 from cyclopts import Parameter
 from rich.table import Table
 from rich.text import Text
 
 from hybridcore.arms import check_arm
-from hybridcore.cli.common import errors, output, read_source, run_folder, set_up_logging
+from hybridcore.cli.common import (
+    errors,
+    output,
+    read_source,
+    run_folder,
+    say_interrupted,
+    set_up_logging,
+)
 from hybridcore.cli.progress import Progress
-from hybridcore.errors import ConfigError, ConfigProblem
-from hybridcore.report.table import number
-from hybridcore.sweep import Sweep, parse_grid, plan_sweep, summarise_sweep
+from hybridcore.errors import ConfigError, ConfigProblem, PluginError
+from hybridcore.grid import baseline_point, parse_grid, plan_sweep
+from hybridcore.report.sweep_figure import save_sweep_figure
+from hybridcore.report.sweep_page import (
+    SWEEP_NOTE,
+    save_sweep_page,
+    settings_of,
+    sweep_cells,
+    sweep_columns,
+)
 from hybridcore.sweep import sweep as run_sweep
+from hybridcore.sweep_results import Sweep
 
-__all__ = ["sweep"]
-
-_COUNTS = ("backward_passes", "predicted_steps", "verdicts_kept", "verdicts_failed", "divergences")
+__all__ = ["sweep", "sweep_table", "write_sweep_report"]
 
 
 def sweep(
@@ -30,6 +42,7 @@ def sweep(
     grid: Annotated[list[str], Parameter(negative=())],
     seeds: int = 1,
     arm: str = "hybrid",
+    baseline: Annotated[bool, Parameter(negative=())] = False,
     framework: str | None = None,
     set_: Annotated[list[str] | None, Parameter(name="--set", negative=())] = None,
     trace: Annotated[bool, Parameter(negative=())] = False,
@@ -42,6 +55,7 @@ def sweep(
         grid: Values of a setting, dotted.key=value,value; may be given again for further settings.
         seeds: Number of seeds, counted up from run.seed.
         arm: What to train: hybrid, baseline, a control (none, frozen, random), or lr-xN.
+        baseline: Train the plain loop beside it, for speed-ups.
         framework: Use this framework instead of run.framework.
         set_: Setting dotted.key=value that replaces the file's; may be given again.
         trace: Log every decision with its reason.
@@ -54,6 +68,9 @@ def sweep(
     if arm == "tuned":
         problem = ConfigProblem("--arm", "is a sweep itself", got=arm, hint="--grid task.learning_rate=...")
         raise ConfigError([problem], source="command line", fix="sweep the rate with --arm baseline")
+    if arm == "baseline" and baseline:
+        problem = ConfigProblem("--baseline", "is what is swept", got="--arm baseline", hint="leave it out")
+        raise ConfigError([problem], source="command line", fix="correct the options")
     values = parse_grid(grid)
     data, registry = read_source(config, set_ or (), framework, trace)
     points = plan_sweep(data, values, registry, arm=arm, origin=config)
@@ -70,45 +87,48 @@ def sweep(
             out_dir=folder,
             seeds=range(first.run.seed, first.run.seed + seeds),
             arm=arm,
+            baseline=baseline,
             progress=progress,
             registry=registry,
             announce=announce,
         )
     console = output()
-    console.print(_table(result, list(values)))
-    reused = sum(run.reused for run in result.runs)
-    kept = f", {reused} of {len(result.runs)} runs from before" if reused else ""
+    console.print(sweep_table(result))
+    write_sweep_report(result, folder)
+    runs = (*result.runs, *result.baselines)
+    reused = sum(run.reused for run in runs)
+    kept = f", {reused} of {len(runs)} runs from before" if reused else ""
     console.print(f"recorded in {folder / 'sweep.json'}{kept}", highlight=False, soft_wrap=True, markup=False)
-    return 130 if result.interrupted else 0
+    if not result.interrupted:
+        return 0
+    bases = {baseline_point(point).folder for point in points} if baseline else set()
+    done, planned = len(result.runs) + len(result.baselines), seeds * (len(points) + len(bases))
+    say_interrupted(done, planned, f"the same command with --out {folder} goes on")
+    return 130
 
 
-def _table(result: Sweep, keys: list[str]) -> Table:
+def sweep_table(result: Sweep) -> Table:
+    """The combinations, lowest final loss first."""
     table = Table(
         title=f"Sweep of {result.arm}, lowest final validation loss first",
-        caption="means over seeds ± standard error",
+        caption=SWEEP_NOTE,
         title_justify="left",
         caption_justify="left",
         pad_edge=False,
         box=None,
     )
-    headings = ("seeds", "final loss", "seconds", "cost", *(name.replace("_", " ") for name in _COUNTS))
-    for heading in keys:
-        table.add_column(Text(heading))
-    for heading in headings:
-        table.add_column(heading, justify="right")
-    for row in summarise_sweep(result):
-        counts = [number(row["counts"].get(name)) for name in _COUNTS]
-        cells = [*(_word(row["settings"][key]) for key in keys), str(row["runs"]), _loss(row)]
-        table.add_row(*map(Text, [*cells, number(row["seconds"]), number(row["cost"]), *counts]))
+    settings = len(settings_of(result))
+    for place, heading in enumerate(sweep_columns(result)):
+        table.add_column(Text(heading), justify="left" if place < settings else "right", overflow="fold")
+    for cells in sweep_cells(result):
+        table.add_row(*map(Text, cells))
     return table
 
 
-def _word(value: Any) -> str:
-    return f"{value:g}" if isinstance(value, float) else str(value)
-
-
-def _loss(row: dict[str, Any]) -> str:
-    if row["diverged"]:
-        return f"{row['diverged']} diverged"
-    error = row["final_loss_error"]
-    return number(row["final_loss"]) + ("" if math.isnan(error) else f" ± {error:.2g}")
+def write_sweep_report(result: Sweep, folder: Path) -> None:
+    """Write the figure and the page where matplotlib is installed; say how to get them where it is not."""
+    try:
+        save_sweep_figure(result, folder / "report.png")
+        save_sweep_page(result, folder / "report.html")
+    except PluginError as error:
+        errors().print(f"no figures: {error.fix}", markup=False, soft_wrap=True)

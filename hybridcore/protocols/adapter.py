@@ -22,6 +22,7 @@ __all__ = [
     "HostCopy",
     "HostMemoryAdapter",
     "MemoryAdapter",
+    "PeakMemoryAdapter",
     "RankedAdapter",
     "RateAdapter",
     "ResidualAdapter",
@@ -186,6 +187,23 @@ class MemoryAdapter(Protocol):
 
     def offload_optimizer(self) -> None:
         """Move the optimizer's state into host memory until anything needs it, which brings it back (F63)."""
+        ...
+
+
+@runtime_checkable
+class PeakMemoryAdapter(Protocol):
+    """An adapter with the capability ``"peak-memory"``: its device's allocator counts what is in use."""
+
+    def reset_peak(self) -> None:
+        """Count the peak anew, from what is in use now."""
+        ...
+
+    def peak_bytes(self) -> int | None:
+        """Most bytes in use at once since `reset_peak`, on the fullest device of the model; None on the host.
+
+        It may be called in another thread, and more often than once: where the framework cannot count anew,
+        the largest of what it finds at these calls will do.
+        """
         ...
 
 

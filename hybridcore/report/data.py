@@ -7,8 +7,8 @@ from pathlib import Path
 import attrs
 
 from hybridcore.compare import Comparison
-from hybridcore.report.figure import phase_spans
 from hybridcore.report.overhead import overheads
+from hybridcore.report.phases import phase_spans
 from hybridcore.runfiles import write_json
 
 __all__ = ["save_data"]

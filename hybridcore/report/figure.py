@@ -9,12 +9,13 @@ from typing import Any
 
 import numpy as np
 
-from hybridcore.compare import Comparison
+from hybridcore.compare import ArmRow, Comparison
 from hybridcore.errors import PluginError
 from hybridcore.records import RunRecord
 from hybridcore.report.axes import plain_log
+from hybridcore.report.phases import phase_spans
 
-__all__ = ["draw", "matplotlib_figure", "phase_spans", "save_figure"]
+__all__ = ["draw", "matplotlib_figure", "save_figure"]
 
 _COLOURS = {
     "baseline": "#222222",
@@ -32,6 +33,7 @@ _AVERAGED = tuple(f"{arm}, averaged" for arm in _MAIN)
 _RATES = ("#f2a07b", "#e06c4f", "#b8402f", "#7d2018")
 _OTHERS = ("#7b5cb8", "#c2588e", "#2aa5a0", "#8a6d3b", "#5d7f3f", "#4a6fa5", "#a04545", "#6b6b6b")
 _SHADES = {"warmup": "#555555", "predict": "#0b6fd1", "correct": "#1b8a5a"}
+_LEGEND_COLUMNS = 7
 _MARKS = (("jumps", "#0b6fd1"), ("kept", "#1b8a5a"), ("failed", "#c62828"))
 
 
@@ -69,14 +71,15 @@ def draw(comparison: Comparison) -> Any:
     panels = (("elapsed", "training time (s), evaluation excluded"), ("cost", "cost (real-step equivalents)"))
     for column, (axis_key, label) in enumerate(panels):
         top, bottom = grid[0][column], grid[1][column]
-        _curves(top, comparison, axis_key, colours)
+        ends = _curves(top, comparison, axis_key, colours)
         _phases(top, comparison, axis_key)
-        _cut(top, comparison, axis_key)
+        _cut(top, ends)
         _events(bottom, comparison, axis_key)
         bottom.set_xlabel(label)
     grid[0][0].set_ylabel("validation loss")
     handles, labels = grid[0][0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=min(len(labels), 6), frameon=False)
+    columns = math.ceil(len(labels) / math.ceil(len(labels) / _LEGEND_COLUMNS)) if labels else 1
+    figure.legend(handles, labels, loc="outside lower center", ncols=columns, frameon=False)
     figure.suptitle(_title(comparison), fontsize=11)
     return figure
 
@@ -108,8 +111,9 @@ def _assign_colours(arms: Sequence[str]) -> dict[str, str]:
     return {arm: colours.get(arm, _COLOURS.get(arm, "#555555")) for arm in arms}
 
 
-def _curves(axis: Any, comparison: Comparison, key: str, colours: dict[str, str]) -> None:
-    seen: set[str] = set()
+def _curves(axis: Any, comparison: Comparison, key: str, colours: dict[str, str]) -> dict[str, float]:
+    """Draw the curves; where the longest one of each arm ends."""
+    ends: dict[str, float] = {}
     losses = []
     rows = {row.arm for row in comparison.rows}
     averaged = [record.averaged for record in comparison.records]
@@ -118,11 +122,11 @@ def _curves(axis: Any, comparison: Comparison, key: str, colours: dict[str, str]
         points = [(getattr(e, key), e.loss) for e in record.evaluations if math.isfinite(e.loss)]
         if not points:
             continue
-        first = record.arm not in seen
+        first = record.arm not in ends
         main = record.arm in _MAIN
         if not (first or main):
             continue  # controls once: their other seeds are in the table
-        seen.add(record.arm)
+        ends[record.arm] = max(ends.get(record.arm, 0.0), points[-1][0])
         losses += [loss for _, loss in points]
         axis.plot(
             *zip(*points, strict=True),
@@ -141,11 +145,11 @@ def _curves(axis: Any, comparison: Comparison, key: str, colours: dict[str, str]
         _limit(axis, losses, comparison)
     axis.grid(alpha=0.25, which="both")
     axis.spines[["top", "right"]].set_visible(False)
+    return ends
 
 
-def _cut(axis: Any, comparison: Comparison, key: str) -> None:
+def _cut(axis: Any, ends: dict[str, float]) -> None:
     """Arms that take far longer than baseline, hybrid and tuned do not squeeze these to the left."""
-    ends = {r.arm: getattr(r.evaluations[-1], key) for r in comparison.records if r.evaluations}
     main = max((end for arm, end in ends.items() if arm in _MAIN), default=0.0)
     if main > 0.0 and max(ends.values()) > 1.5 * main:
         axis.set_xlim(-0.05 * main, 1.5 * main)
@@ -161,29 +165,6 @@ def _limit(axis: Any, losses: list[float], comparison: Comparison) -> None:
     else:
         margin = 0.05 * (highest - min(losses)) or 0.05 * highest
         axis.set_ylim(min(losses) - margin, highest + margin)
-
-
-def phase_spans(record: RunRecord) -> dict[str, list[tuple[float, float]]]:
-    """Real steps at which each phase began and ended, stretches of one phase in a row as one span.
-
-    Phases that begin and end between two real steps, as jumps do, have no span.
-    """
-    last = record.evaluations[-1].step if record.evaluations else 0
-    starts = [(float(p["step"]), str(p["phase"])) for p in record.phases]
-    if not starts:
-        return {}
-    if starts[0][0] > 0.0:
-        starts.insert(0, (0.0, "warmup"))  # a run begins in it, and no event says so
-    spans: dict[str, list[tuple[float, float]]] = {}
-    for (begin, phase), (end, _) in zip(starts, [*starts[1:], (float(last), "")], strict=True):
-        own = spans.setdefault(phase, [])
-        if end <= begin:
-            continue
-        if own and own[-1][1] == begin:
-            own[-1] = (own[-1][0], end)
-        else:
-            own.append((begin, end))
-    return {phase: own for phase, own in spans.items() if own}
 
 
 def _phases(axis: Any, comparison: Comparison, key: str) -> None:
@@ -206,7 +187,11 @@ def _phases(axis: Any, comparison: Comparison, key: str) -> None:
 
 
 def _events(axis: Any, comparison: Comparison, key: str) -> None:
-    """Jumps, kept and failed verdicts of one hybrid run, on three lines."""
+    """Jumps, kept and failed verdicts of one hybrid run, on three lines.
+
+    A trial that was kept because the loss stayed under the guard, without a judgement at equal cost, has a
+    short and pale mark.
+    """
     record = next((r for r in comparison.records if r.arm == "hybrid"), None)
     axis.set_yticks(range(3), [name for name, _ in reversed(_MARKS)], fontsize=8)
     axis.set_ylim(-0.6, 2.6)
@@ -214,13 +199,22 @@ def _events(axis: Any, comparison: Comparison, key: str) -> None:
     axis.tick_params(axis="y", length=0)
     if record is None:
         return
-    verdicts = {kept: [v for v in record.verdicts if bool(v["kept"]) is kept] for kept in (True, False)}
-    events = {"jumps": record.jumps, "kept": verdicts[True], "failed": verdicts[False]}
+    kept, failed = ([v for v in record.verdicts if bool(v["kept"]) is held] for held in (True, False))
+    guarded = [v for v in kept if v.get("gain") is None]
+    judged = [v for v in kept if v.get("gain") is not None]
+    words = {"jumps": str(len(record.jumps)), "kept": str(len(kept)), "failed": str(len(failed))}
+    if guarded:
+        words["kept"] += f", {len(judged)} judged"
     for line, (name, colour) in zip((2, 1, 0), _MARKS, strict=True):
-        places = _places(record, [e["step"] for e in events[name]], key)
-        axis.vlines(places, line - 0.4, line + 0.4, color=colour, linewidth=1.1)
+        for events, height, alpha in {
+            "jumps": ((record.jumps, 0.4, 1.0),),
+            "kept": ((guarded, 0.2, 0.5), (judged, 0.4, 1.0)),
+            "failed": ((failed, 0.4, 1.0),),
+        }[name]:
+            places = _places(record, [e["step"] for e in events], key)
+            axis.vlines(places, line - height, line + height, color=colour, linewidth=1.1, alpha=alpha)
         axis.annotate(
-            str(len(places)),
+            words[name],
             (1.0, line),
             xycoords=("axes fraction", "data"),
             xytext=(4, 0),
@@ -244,17 +238,29 @@ def _title(comparison: Comparison) -> str:
     parts = [str(start.get("task", "")), str(start.get("framework", "")), f"{seeds} seed{'s' * (seeds != 1)}"]
     hybrid = next((row for row in comparison.rows if row.arm == "hybrid"), None)
     if hybrid is not None and not math.isnan(hybrid.speedup_wall):
+        drawn = _drawn(hybrid)
         parts.append(
-            f"hybrid to target: {hybrid.speedup_wall:.2f}x in time, {hybrid.speedup_cost:.2f}x in cost"
+            f"hybrid to target: {drawn}{hybrid.speedup_wall:.2f}x in time, "
+            f"{drawn}{hybrid.speedup_cost:.2f}x in cost"
             if hybrid.speedup_cost > 0
             else "hybrid misses the target"
         )
     controls = [row for row in comparison.rows if row.arm not in ("baseline", "hybrid", "hybrid, averaged")]
     best = max(controls, key=lambda row: row.speedup_wall, default=None)
     if best is not None and best.speedup_wall > 0:
-        parts.append(f"best control {best.arm}: {best.speedup_wall:.2f}x, {best.speedup_cost:.2f}x")
+        drawn = _drawn(best)
+        gain = f"{drawn}{best.speedup_wall:.2f}x, {drawn}{best.speedup_cost:.2f}x"
+        parts.append(f"best control {best.arm}: {gain}")
     lowest = min((record.seed for record in comparison.records), default=0)
-    note = f"event rows: hybrid run of seed {lowest}"
+    note = f"shades (white: phase full) and event rows: hybrid run of seed {lowest}"
+    if hybrid is None:
+        note = ""
     if seeds > 1:
-        note = f"thick: seed {lowest}, thin: other seeds; {note}; speed-ups: medians over seeds"
+        notes = (f"thick: seed {lowest}, thin: other seeds", note, "speed-ups: medians over seeds")
+        note = "; ".join(part for part in notes if part)
     return " · ".join(part for part in parts if part) + "\n" + note
+
+
+def _drawn(row: ArmRow) -> str:
+    """The mark of a time that is a line drawn from the start, not a measurement."""
+    return "~" if row.unresolved else ""

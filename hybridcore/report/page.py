@@ -5,15 +5,28 @@ from __future__ import annotations
 import base64
 import io
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from pathlib import Path
+from typing import Any
+
+import tomli_w
 
 from hybridcore.compare import Comparison
 from hybridcore.records import RunRecord
 from hybridcore.report.figure import draw, matplotlib_figure
 from hybridcore.report.overhead import Overhead, draw_overhead, overheads
-from hybridcore.report.table import NOTE, arm_cells, arm_columns, number, summary_lines
+from hybridcore.report.table import (
+    NOTE,
+    OVERHEAD_NOTE,
+    arm_cells,
+    arm_columns,
+    number,
+    overhead_cells,
+    overhead_columns,
+    summary_lines,
+    target_line,
+)
 
 __all__ = ["STYLE", "html_table", "render_page", "save_page"]
 
@@ -23,10 +36,15 @@ h1 { font-size: 1.5rem } h2 { font-size: 1.15rem; margin-top: 2rem }
 img { max-width: 100% } .wide { overflow-x: auto }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums }
 th, td { padding: .25rem .7rem; text-align: right; border-bottom: 1px solid #ddd; white-space: nowrap }
-th:first-child, td:first-child { text-align: left }
+th:first-child, td:first-child, .text { text-align: left }
+td.text { white-space: normal }
+summary { cursor: pointer } pre { overflow-x: auto; background: #f6f6f6; padding: .8rem }
 caption { caption-side: bottom; text-align: left; color: #666; padding-top: .4rem }
 """
 """Style sheet of every report."""
+
+_MOST_OPEN = 40
+"""Rows that a table of verdicts may have and still be open."""
 
 
 def save_page(comparison: Comparison, path: str | Path) -> Path:
@@ -54,18 +72,18 @@ def render_page(comparison: Comparison) -> str:
         f"<h1>{escape(title)}</h1>",
         f'<img alt="Validation loss against training time and cost" src="{_image(comparison)}">',
         "<h2>Arms</h2>",
-        html_table(
-            arm_columns(),
-            [arm_cells(row) for row in comparison.rows],
-            NOTE[0].upper() + NOTE[1:] + ".",
-        ),
+        f"<p>{escape(target_line(comparison))}.</p>",
+        html_table(arm_columns(), [arm_cells(row) for row in comparison.rows], _sentence(NOTE)),
     ]
+    if found := overheads(comparison):
+        rows = [overhead_cells(entry, found) for entry in found]
+        table = html_table(overhead_columns(found), rows, _sentence(OVERHEAD_NOTE))
+        parts += ["<h2>Overhead and memory</h2>", _overhead_image(found), table]
     hybrid = next((record for record in comparison.records if record.arm == "hybrid"), None)
     if hybrid is not None:
         parts += _hybrid(hybrid)
-    if found := overheads(comparison):
-        parts += ["<h2>Overhead and memory</h2>", _overhead_image(found), _overhead_table(found)]
-    parts += ["<h2>How it was run</h2>", html_table(("", ""), _origin(comparison))]
+    parts += ["<h2>How it was run</h2>", html_table(("", ""), _origin(comparison), text=(1,))]
+    parts.append(_folded("Configuration", f"<pre>{escape(_configuration(start))}</pre>"))
     if comparison.interrupted:
         parts.insert(1, "<p><b>Interrupted: the page shows what was measured so far.</b></p>")
     body = "\n".join(parts)
@@ -84,11 +102,38 @@ def _hybrid(record: RunRecord) -> list[str]:
         html_table(("phase", "real steps", "mean training loss"), _phases(record)),
     ]
     if record.verdicts:
-        keys = ("step", "predictor", "horizon", "jumps", "kept", "gain", "credit_steps", "reason")
+        keys = (
+            "step",
+            "predictor",
+            "horizon",
+            "jumps",
+            "kept",
+            "gain",
+            "gain_error",
+            "credit_steps",
+            "reason",
+        )
         rows = [[_cell(verdict.get(key)) for key in keys] for verdict in record.verdicts]
         headings = [key.replace("_", " ") for key in keys]
-        parts += ["<h2>Verdicts</h2>", html_table(headings, rows)]
+        table = html_table(headings, rows, text=(1, 8))
+        kept = sum(bool(verdict.get("kept")) for verdict in record.verdicts)
+        count = f"{len(rows)} verdicts, {kept} kept"
+        parts += ["<h2>Verdicts</h2>", _folded(count, table, opened=len(rows) <= _MOST_OPEN)]
     return parts
+
+
+def _folded(title: str, content: str, *, opened: bool = False) -> str:
+    """Content under a title that opens it."""
+    return f"<details{' open' * opened}><summary>{escape(title)}</summary>\n{content}</details>"
+
+
+def _sentence(note: str) -> str:
+    return note[0].upper() + note[1:] + "."
+
+
+def _configuration(start: Mapping[str, Any]) -> str:
+    """The configuration that the first run was begun with, as TOML; its seed is that run's."""
+    return tomli_w.dumps(start.get("config") or {})
 
 
 def _phases(record: RunRecord) -> list[tuple[str, str, str]]:
@@ -109,6 +154,8 @@ def _origin(comparison: Comparison) -> list[tuple[str, str]]:
         ("seeds", ", ".join(str(seed) for seed in sorted({r.seed for r in comparison.records}))),
         ("parameters", str(start.get("parameters", ""))),
         ("versions", versions),
+        ("device", str(start.get("device", ""))),
+        ("machine", str(start.get("machine", ""))),
         ("started", str(start.get("time", ""))),
     ]
 
@@ -119,33 +166,32 @@ def _cell(value: object) -> str:
     return number(value) if isinstance(value, int | float) or value is None else str(value)
 
 
-def html_table(headings: Sequence[str], rows: Iterable[Sequence[str]], caption: str = "") -> str:
+def html_table(
+    headings: Sequence[str], rows: Iterable[Sequence[str]], caption: str = "", text: Sequence[int] = ()
+) -> str:
     """A table as HTML; its words are escaped.
 
     Args:
         headings: Headings; none are shown where all are empty.
         rows: Cells.
         caption: Stands below it.
+        text: Places of columns that hold words, beside the first; the others hold numbers.
     """
-    head = "".join(f"<th>{escape(heading)}</th>" for heading in headings)
-    body = "".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
+    marks = [' class="text"' * (place in text) for place in range(len(headings))]
+
+    def line(kind: str, cells: Sequence[str]) -> str:
+        own = (f"<{kind}{mark}>{escape(cell)}</{kind}>" for mark, cell in zip(marks, cells, strict=True))
+        return f"<tr>{''.join(own)}</tr>"
+
+    head, body = line("th", headings), "".join(line("td", row) for row in rows)
     note = f"<caption>{escape(caption)}</caption>" if caption else ""
-    shown = f"<thead><tr>{head}</tr></thead>" if any(headings) else ""
+    shown = f"<thead>{head}</thead>" if any(headings) else ""
     return f'<div class="wide"><table>{note}{shown}<tbody>{body}</tbody></table></div>'
-
-
-def _overhead_table(found: Sequence[Overhead]) -> str:
-    cells = [
-        (o.label, f"{o.extra_time:+.1%}", f"{o.trials:.1%}", number(o.history), number(o.weights))
-        for o in found
-    ]
-    headings = ("arm", "extra time", "of the run on trials", "history, MiB", "weights, MiB")
-    return html_table(headings, cells, "Extra time: against the paired baseline with as many real steps.")
 
 
 def _overhead_image(found: Sequence[Overhead]) -> str:
     buffer = io.BytesIO()
-    figure = matplotlib_figure()(figsize=(12, 1.4 + 0.36 * len(found)), layout="constrained")
+    figure = matplotlib_figure()(figsize=(12, 1.6 + 0.4 * len(found)), layout="constrained")
     draw_overhead(figure, found)
     figure.savefig(buffer, format="png", dpi=120)
     data = base64.b64encode(buffer.getvalue()).decode()

@@ -63,11 +63,10 @@ def draw_profile(axis: Any, ratios: Mapping[str, Sequence[float]], colours: Mapp
         if not values:
             continue
         reached = [ratio for ratio in values if math.isfinite(ratio)]
-        xs = [1.0, *reached, right]
-        shares = [share_within(values, 1.0), *((i + 1) / len(values) for i in range(len(reached)))]
+        xs = [1.0, *(ratio for ratio in dict.fromkeys(reached) if ratio > 1.0), right]
         axis.step(
             xs,
-            [*shares, shares[-1]],
+            [share_within(values, x) for x in xs],
             where="post",
             label=arm,
             color=colours.get(arm),

@@ -3,17 +3,33 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from rich.table import Table
 from rich.text import Text
 
 from hybridcore.compare import ArmRow, Comparison
+from hybridcore.report.overhead import Overhead
 
-__all__ = ["NOTE", "arm_cells", "arm_columns", "comparison_table", "summary_table"]
+__all__ = [
+    "NOTE",
+    "OVERHEAD_NOTE",
+    "arm_cells",
+    "arm_columns",
+    "comparison_table",
+    "narrow_tables",
+    "number",
+    "overhead_cells",
+    "overhead_columns",
+    "overhead_table",
+    "summary_lines",
+    "summary_table",
+    "target_line",
+]
 
 _ABSENT = "-"
+_EFFORT = ("backward passes", "predicted steps", "seconds to target", "cost to target")
 
 NOTE = (
     "medians over seeds; speed-up: median (worst seed) [95 % bootstrap interval of the median, from three "
@@ -21,6 +37,13 @@ NOTE = (
     "that the time to it is drawn, not measured"
 )
 """How the table is to be read."""
+
+
+OVERHEAD_NOTE = (
+    "medians over seeds; extra time: against the paired baseline with as many real steps; peak: the most "
+    "memory of the process while the arm was trained, evaluation included"
+)
+"""How the table of overhead and memory is to be read."""
 
 
 def arm_columns() -> tuple[str, ...]:
@@ -60,23 +83,84 @@ def arm_cells(row: ArmRow) -> tuple[str, ...]:
     )
 
 
+def target_line(comparison: Comparison) -> str:
+    """Which validation loss the times and speed-ups of a comparison go to."""
+    losses = ", ".join(dict.fromkeys(f"{target:.4g}" for target in comparison.targets.values()))
+    if not losses:
+        return "Time to the baseline's final validation loss: no finished baseline"
+    if comparison.preset:
+        return f"Time to a validation loss of {losses}, set in advance"
+    return f"Time to the baseline's final validation loss ({losses})"
+
+
 def comparison_table(comparison: Comparison) -> Table:
     """The arms of a comparison, one row each."""
-    targets = ", ".join(f"{target:.4g}" for target in comparison.targets.values())
+    rows = [arm_cells(row) for row in comparison.rows]
+    return _table(target_line(comparison), NOTE, arm_columns(), rows)
+
+
+def narrow_tables(comparison: Comparison) -> tuple[Table, Table]:
+    """The same in two tables below each other: what was reached, and what it took."""
+    headings, rows = arm_columns(), [arm_cells(row) for row in comparison.rows]
+    effort = {place for place, heading in enumerate(headings) if heading in _EFFORT}
+
+    def part(title: str, note: str, places: Sequence[int]) -> Table:
+        chosen = [[row[place] for place in places] for row in rows]
+        return _table(title, note, [headings[place] for place in places], chosen)
+
+    reached = [place for place in range(len(headings)) if place not in effort]
+    return (
+        part(target_line(comparison), NOTE, reached),
+        part("What it took", "", [0, *sorted(effort)]),
+    )
+
+
+def _table(title: str, note: str, headings: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:
+    """A table without lines whose first column names arms; the hybrid ones are bold."""
     table = Table(
-        title=f"Time to the baseline's final validation loss ({targets or 'no finished baseline'})",
-        caption=NOTE,
+        title=title,
+        caption=note or None,
         title_justify="left",
         caption_justify="left",
         pad_edge=False,
         box=None,
     )
-    for position, heading in enumerate(arm_columns()):
-        table.add_column(heading, justify="left" if position == 0 else "right")
-    for row in comparison.rows:
-        style = "bold" if row.arm in ("hybrid", "hybrid, averaged") else ""
-        table.add_row(*(Text(cell, style) for cell in arm_cells(row)))
+    for position, heading in enumerate(headings):
+        table.add_column(heading, justify="left" if position == 0 else "right", overflow="fold")
+    for cells in rows:
+        style = "bold" if cells[0] in ("hybrid", "hybrid, averaged") else ""
+        unbroken = (cell.replace(", ", ",\N{NO-BREAK SPACE}") for cell in cells)
+        table.add_row(*(Text(cell, style) for cell in unbroken))
     return table
+
+
+def overhead_columns(found: Sequence[Overhead]) -> tuple[str, ...]:
+    """Headings of what the engine costs; those of a device only where one was used."""
+    headings = ["arm", "extra time", "of the run on trials", "history, MiB", "weights, MiB"]
+    headings += ["peak resident, MiB", "above the baseline's"]
+    if _on_device(found):
+        headings += ["peak on the device, MiB", "above the baseline's"]
+    return tuple(headings)
+
+
+def overhead_cells(entry: Overhead, found: Sequence[Overhead]) -> tuple[str, ...]:
+    """One arm's cells, in the order of `overhead_columns`."""
+    extra = _ABSENT if math.isnan(entry.extra_time) else f"{entry.extra_time:+.1%}"
+    cells = [entry.label, extra, f"{entry.trials:.1%}", number(entry.history), number(entry.weights)]
+    cells += [number(entry.resident), number(entry.resident_extra, signed=True)]
+    if _on_device(found):
+        cells += [number(entry.device), number(entry.device_extra, signed=True)]
+    return tuple(cells)
+
+
+def _on_device(found: Sequence[Overhead]) -> bool:
+    return any(not math.isnan(entry.device) for entry in found)
+
+
+def overhead_table(found: Sequence[Overhead]) -> Table:
+    """What the engine costs in time and memory, one row for each arm that ran it."""
+    headings, rows = overhead_columns(found), [overhead_cells(entry, found) for entry in found]
+    return _table("Overhead and memory", OVERHEAD_NOTE, headings, rows)
 
 
 def summary_table(summary: Mapping[str, Any]) -> Table:
@@ -97,8 +181,9 @@ def summary_lines(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("jumps applied / refused", f"{summary['jumps']} / {summary['refused']}"),
         ("verdicts kept / failed", f"{summary['verdicts_kept']} / {summary['verdicts_failed']}"),
         ("credit", f"{number(summary['credit_steps'])} steps, {number(summary['credit_seconds'])} s"),
-        ("overhead", f"{summary['overhead_share']:.2%}"),
+        ("time on probes, failed trials, restores", f"{summary['overhead_share']:.2%}"),
         ("history memory", f"{summary['history_bytes'] / 2**20:.1f} MiB"),
+        *_peak_lines(summary),
         ("training time / cost", f"{number(summary['elapsed'])} s / {number(summary['cost'])} steps"),
     ]
     if summary.get("speedup") is not None:
@@ -113,13 +198,24 @@ def summary_lines(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
     return lines
 
 
+def _peak_lines(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
+    lines = []
+    resident, start = (summary.get(f"resident_{name}_bytes") for name in ("peak", "start"))
+    if resident is not None and start is not None:
+        above = f"{(resident - start) / 2**20:.1f} above what it began with"
+        lines.append(("peak memory of the process", f"{resident / 2**20:.1f} MiB, {above}"))
+    if summary.get("device_peak_bytes") is not None:
+        lines.append(("peak memory on the device", f"{summary['device_peak_bytes'] / 2**20:.1f} MiB"))
+    return lines
+
+
 def number(value: float | None, *, signed: bool = False) -> str:
     """A number in four significant digits; a dash where there is none."""
     if value is None or math.isnan(value):
         return _ABSENT
     if math.isinf(value):
         return "inf" if value > 0 else "-inf"
-    if value == round(value) and abs(value) < 1e6:
+    if abs(value) < 1e6 and (value == round(value) or abs(value) >= 1e4):
         return f"{value:+.0f}" if signed and value else f"{value:.0f}"
     return f"{value:+.4g}" if signed else f"{value:.4g}"
 

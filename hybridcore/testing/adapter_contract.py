@@ -33,6 +33,7 @@ from hybridcore.protocols import (
     HostCopy,
     HostMemoryAdapter,
     MemoryAdapter,
+    PeakMemoryAdapter,
     RateAdapter,
 )
 
@@ -312,6 +313,18 @@ class AdapterContract:
         assert isinstance(adapter, ClippingAdapter) == ("adaptive-clipping" in adapter.capabilities)
         assert isinstance(adapter, MemoryAdapter) == ("memory" in adapter.capabilities)
         assert isinstance(adapter, HostMemoryAdapter) == ("host-memory" in adapter.capabilities)
+        assert isinstance(adapter, PeakMemoryAdapter) == ("peak-memory" in adapter.capabilities)
+
+    def test_the_device_tells_its_peak_and_the_host_leaves_it_to_the_core(self) -> None:
+        """F90."""
+        fixture = self.make()
+        adapter = fixture.adapter
+        if not isinstance(adapter, PeakMemoryAdapter):
+            pytest.skip("the adapter has no capability 'peak-memory'")
+        adapter.reset_peak()
+        _train(fixture)
+        peak = adapter.peak_bytes()
+        assert peak is None if fixture.adapter.device.startswith("cpu") else peak is not None and peak > 0
 
     def rated(self) -> tuple[AdapterFixture, RateAdapter]:
         """A fixture, and its adapter if it can change the learning rate."""

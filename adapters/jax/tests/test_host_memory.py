@@ -1,4 +1,4 @@
-"""F63, F66: snapshots, optimizer state and window means in pinned host memory, and the allocator's count."""
+"""F63, F66, F90: snapshots, optimizer state and window means in pinned host memory; allocators' counts."""
 
 from __future__ import annotations
 
@@ -14,8 +14,9 @@ from jax_lab import data, flat, loss_fn, mlp
 from hybridcore.config import HistoryConfig
 from hybridcore.configfile import config_from_dict
 from hybridcore.memory import budget_bytes
+from hybridcore.protocols import PeakMemoryAdapter
 from hybridcore_jax import JaxAdapter, hybridize
-from hybridcore_jax.host_memory import JaxHostCopy, away, free_bytes, home
+from hybridcore_jax.host_memory import DevicePeak, JaxHostCopy, away, free_bytes, home
 
 BATCHES = data(count=8)
 
@@ -147,3 +148,28 @@ def test_f66_the_fullest_device_tells_what_is_free():
     assert adapter.free_bytes() is None  # host memory, which the core knows
     adapter.free_bytes = lambda: 6_000
     assert budget_bytes(HistoryConfig(), adapter) == 3_000
+
+
+def test_f90_the_peak_of_one_run_among_many_of_the_process():
+    """JAX's own peak never falls: above it the number is exact, below it the largest that was seen."""
+    stats = {"bytes_in_use": 100, "peak_bytes_in_use": 900}
+    card = SimpleNamespace(memory_stats=lambda: dict(stats))
+    peak = DevicePeak([card])
+    assert peak.nbytes() == 100, "the peak of 900 was an earlier run's"
+    stats["bytes_in_use"] = 400
+    assert peak.nbytes() == 400
+    stats["bytes_in_use"] = 200
+    assert peak.nbytes() == 400
+    stats["peak_bytes_in_use"] = 1_000  # between two calls
+    assert peak.nbytes() == 1_000
+    stats["bytes_in_use"] = 50
+    other = SimpleNamespace(memory_stats=lambda: {"bytes_in_use": 600, "peak_bytes_in_use": 600})
+    assert DevicePeak([card, other]).nbytes() == 600, "the fullest counts"
+    assert DevicePeak([SimpleNamespace(memory_stats=lambda: None)]).nbytes() is None
+
+
+def test_f90_on_the_cpu_the_core_counts():
+    adapter = made()
+    assert isinstance(adapter, PeakMemoryAdapter) and adapter.peak_bytes() is None
+    adapter.reset_peak()
+    assert adapter.peak_bytes() is None

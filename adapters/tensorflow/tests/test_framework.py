@@ -17,7 +17,7 @@ from hybridcore.cli.app import app
 from hybridcore.errors import AdapterNotFoundError, TaskError
 from hybridcore.frameworks import detect_framework
 from hybridcore.plugins import load_framework, load_registry
-from hybridcore.protocols import Framework, OptimizerSpec, Problem
+from hybridcore.protocols import Framework, OptimizerSpec, PeakMemoryAdapter, Problem
 from hybridcore.tasks.precision import in_float64
 from hybridcore_tensorflow.framework import FRAMEWORK
 
@@ -154,3 +154,19 @@ def test_run_from_the_command_line(tmp_path):
     assert lines[0]["versions"]["tensorflow"] == tf.__version__
     losses = [line["loss"] for line in lines if line["event"] == "evaluation"]
     assert losses[-1] < 0.8 * losses[0]
+
+
+def test_the_peak_of_the_fullest_gpu_counts_from_the_reset(monkeypatch):
+    """F90, with GPUs that are not there; on the CPU nothing is said."""
+    adapter = FRAMEWORK.build(problem(), "cpu").adapter
+    adapter.reset_peak()
+    assert isinstance(adapter, PeakMemoryAdapter) and adapter.peak_bytes() is None
+    used, most = {"GPU:0": 70, "GPU:1": 60}, {"GPU:0": 900, "GPU:1": 900}
+    experimental = tf.config.experimental
+    monkeypatch.setattr(experimental, "reset_memory_stats", lambda name: most.update({name: used[name]}))
+    monkeypatch.setattr(experimental, "get_memory_info", lambda name: {"current": 0, "peak": most[name]})
+    adapter._devices = ("gpu:0", "gpu:1")
+    adapter.reset_peak()
+    assert adapter.peak_bytes() == 70
+    most["GPU:1"] = 300
+    assert adapter.peak_bytes() == 300

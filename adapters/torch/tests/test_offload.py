@@ -11,7 +11,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from hybridcore.configfile import config_from_dict
-from hybridcore.protocols import MemoryAdapter
+from hybridcore.protocols import MemoryAdapter, PeakMemoryAdapter
 from hybridcore_torch import TorchAdapter, hybridize
 from hybridcore_torch.offload import OptimizerOffload
 
@@ -169,6 +169,23 @@ def test_the_adapter_offers_what_the_memory_capability_says():
     adapter = made()
     assert "memory" in adapter.capabilities and isinstance(adapter, MemoryAdapter)
     assert adapter.free_bytes() is None  # host memory, which the core knows
+
+
+def test_the_peak_of_the_fullest_card_counts_from_the_reset(monkeypatch):
+    """F90, with two cards that are not there; on the CPU nothing is said."""
+    adapter = made()
+    assert isinstance(adapter, PeakMemoryAdapter)
+    adapter.reset_peak()
+    assert adapter.peak_bytes() is None
+    cards = [torch.device("cuda", place) for place in (0, 1)]
+    used, most = dict.fromkeys(cards, 70), dict.fromkeys(cards, 900)
+    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda card: most.update({card: used[card]}))
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda card: most[card])
+    adapter._cuda = cards
+    adapter.reset_peak()
+    assert adapter.peak_bytes() == 70
+    most[cards[1]] = 300
+    assert adapter.peak_bytes() == 300
 
 
 class Checkpointed(nn.Module):

@@ -150,7 +150,7 @@ class JaxAdapter(HostMemory):
         self.momentum_memory = momentum_memory(optimizer, params, self.opt_state)
         kept = train_step is None and self._losses.stateful
         self.capabilities = frozenset(
-            {"accumulation", "checkpoints", "host-memory", "learning-rate", "memory"}
+            {"accumulation", "checkpoints", "host-memory", "learning-rate", "memory", "peak-memory"}
             | ({"batch-statistics"} if kept else set())
             | ({"residuals"} if residual_fn is not None else set())
         )

@@ -1,4 +1,4 @@
-"""Arrays in pinned host memory, and what the device's allocator has left (F63, F66)."""
+"""Arrays in pinned host memory, and what the device's allocator has left and had in use (F63, F66, F90)."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from hybridcore.layout import Buckets
 from hybridcore.protocols import HostCopy
 from hybridcore_jax.own_step import OwnStepRunner
 
-__all__ = ["HostMemory", "JaxHostCopy", "away", "free_bytes", "home"]
+__all__ = ["DevicePeak", "HostMemory", "JaxHostCopy", "away", "free_bytes", "home"]
 
 _HOST, _DEVICE = "pinned_host", "device"
 
@@ -73,6 +73,33 @@ def free_bytes(devices: Sequence[Any]) -> int | None:
     return int(min(found)) if found else None
 
 
+class DevicePeak:
+    """The most that the allocators of some devices had in use.
+
+    JAX cannot let them count anew. A peak above all earlier ones of the process is exact; below that, the
+    most that was in use at any call of `nbytes` is all that can be told.
+
+    Args:
+        devices: The devices.
+    """
+
+    def __init__(self, devices: Sequence[Any]) -> None:
+        self._devices = tuple(devices)
+        stats = [device.memory_stats() or {} for device in self._devices]
+        self._before = [s.get("peak_bytes_in_use", 0) for s in stats]
+        self._seen = [s.get("bytes_in_use", 0) for s in stats]
+
+    def nbytes(self) -> int | None:
+        """Bytes on the device where it is most; None on the CPU."""
+        found = []
+        for place, device in enumerate(self._devices):
+            if stats := device.memory_stats():
+                self._seen[place] = max(self._seen[place], stats["bytes_in_use"])
+                peak = stats.get("peak_bytes_in_use", 0)
+                found.append(max(self._seen[place], peak if peak > self._before[place] else 0))
+        return int(max(found)) if found else None
+
+
 class JaxHostCopy:
     """Copies of arrays in pinned host memory.
 
@@ -113,11 +140,23 @@ class HostMemory:
     _runner: Any
     _snapshots_away = False
     _optimizer_away = False
+    _peak: DevicePeak | None = None
 
     def free_bytes(self) -> int | None:
         """Bytes that the allocator of the fullest of the model's devices has left, or None on the CPU."""
+        return free_bytes(self._devices())
+
+    def _devices(self) -> list[Any]:
         leaves = jax.tree.leaves(self._access.get(self._state, "params"))
-        return free_bytes(sorted(leaves[0].sharding.addressable_devices, key=lambda d: d.id))
+        return sorted(leaves[0].sharding.addressable_devices, key=lambda d: d.id)
+
+    def reset_peak(self) -> None:
+        """Begin to watch what the allocators of the model's devices have in use (F90)."""
+        self._peak = DevicePeak(self._devices())
+
+    def peak_bytes(self) -> int | None:
+        """Most bytes in use at once since `reset_peak`, the fullest device counting; None on the CPU."""
+        return None if self._peak is None else self._peak.nbytes()
 
     def keep_snapshots(self, place: str) -> None:
         """Keep the snapshots to come on the ``"device"``, or in pinned ``"host"`` memory."""

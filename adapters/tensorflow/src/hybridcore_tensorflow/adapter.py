@@ -18,6 +18,7 @@ from hybridcore_tensorflow.arrays import bridge_for
 from hybridcore_tensorflow.batches import as_tensors
 from hybridcore_tensorflow.buckets import BucketStore
 from hybridcore_tensorflow.checkpoints import export, make_globals, put_together, take_apart
+from hybridcore_tensorflow.device_memory import peak_bytes, reset_peak
 from hybridcore_tensorflow.distributed import DistributedRunner
 from hybridcore_tensorflow.hook import UpdateHook
 from hybridcore_tensorflow.jump_rules import first_moment_memory, has_velocity, inner, moment_statistics
@@ -32,6 +33,7 @@ from hybridcore_tensorflow.steps import GraphRunner, UserRunner
 from hybridcore_tensorflow.variables import (
     collect,
     components,
+    devices_of,
     global_generators,
     layers_of,
     raw,
@@ -60,10 +62,10 @@ class TensorFlowAdapter:
             whose squares are the losses of `loss_fn`; predictor ``gauss-newton`` needs them.
 
     Attributes:
-        capabilities: ``"checkpoints"``, ``"closure"`` and ``"learning-rate"``; ``"batch-statistics"`` where
-            BatchNormalization layers learn moving statistics; ``"residuals"`` where `residual_fn` is given;
-            without `train_step` ``"adaptive-clipping"`` and, without a distribution strategy too,
-            ``"accumulation"``.
+        capabilities: ``"checkpoints"``, ``"closure"``, ``"learning-rate"`` and ``"peak-memory"``;
+            ``"batch-statistics"`` where BatchNormalization layers learn moving statistics; ``"residuals"``
+            where `residual_fn` is given; without `train_step` ``"adaptive-clipping"`` and, without a
+            distribution strategy too, ``"accumulation"``.
 
     Raises:
         ModelError: The model is not built, there is nothing to train, or the arguments exclude each other.
@@ -98,6 +100,7 @@ class TensorFlowAdapter:
         found = self._found = collect(model, optimizer)
         self.layout = found.layout
         self.device = found.layout.params[0].device
+        self._devices = devices_of(found.trained[0])
         bridge = bridge_for(self.device)
         self.xp = bridge.xp
         self._store = BucketStore(self.layout, found.trained, bridge)
@@ -126,7 +129,7 @@ class TensorFlowAdapter:
                 self._strategy, optimizer, found.trained, state, self._losses, self._hook, max_grad_norm
             )
         self.capabilities = frozenset(
-            {"checkpoints", "closure", "learning-rate"}
+            {"checkpoints", "closure", "learning-rate", "peak-memory"}
             | ({"adaptive-clipping"} if train_step is None else set())
             | ({"accumulation"} if self._runner is self._graph else set())
             | ({"batch-statistics"} if self._norms else set())
@@ -376,6 +379,14 @@ class TensorFlowAdapter:
         ``max(0, cosine)`` with the gradient of the next real step.
         """
         self._hook.pending = has_velocity(self.optimizer)
+
+    def reset_peak(self) -> None:
+        """Let TensorFlow's GPU allocators count anew what they have in use at most (F90)."""
+        reset_peak(self._devices)
+
+    def peak_bytes(self) -> int | None:
+        """Most bytes in use at once since `reset_peak`, the fullest GPU counting; None on the CPU."""
+        return peak_bytes(self._devices)
 
     @property
     def learning_rate(self) -> float:

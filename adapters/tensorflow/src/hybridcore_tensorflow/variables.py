@@ -260,9 +260,18 @@ def _held(candidates: dict[str, Any], optimizer: Any) -> dict[str, Any]:
     return kept
 
 
+def devices_of(variable: Any) -> tuple[str, ...]:
+    """Short names of the devices that hold a variable's replicas, such as ``"cpu"`` or ``"gpu:0"``."""
+    return tuple(map(_short, components(variable)))
+
+
 def _device(variable: Any) -> str:
-    """Short device name of the first replica, such as ``"cpu"`` or ``"gpu:0"``."""
-    spec = tf.DeviceSpec.from_string(components(variable)[0].device or "/device:CPU:0")
+    """Short device name of the first replica."""
+    return _short(components(variable)[0])
+
+
+def _short(replica: Any) -> str:
+    spec = tf.DeviceSpec.from_string(replica.device or "/device:CPU:0")
     kind = (spec.device_type or "CPU").lower()
     return kind if kind == "cpu" and not spec.device_index else f"{kind}:{spec.device_index or 0}"
 

@@ -19,6 +19,7 @@ from hybridcore.layout import Buckets, ParamGroup, ParamLayout
 from hybridcore.protocols import API_VERSION, StepResult
 from hybridcore_torch.buckets import BucketStore
 from hybridcore_torch.checkpoints import export, put_together, take_apart
+from hybridcore_torch.device_memory import free_bytes, peak_bytes, reset_peak
 from hybridcore_torch.host_copies import HostCopier
 from hybridcore_torch.jump_rules import drop_curvature_pairs, has_velocity, moment_statistics
 from hybridcore_torch.losses import Autocast, LossCaller
@@ -120,6 +121,7 @@ class TorchAdapter:
             "learning-rate",
             "memory",
             "mixed-precision",
+            "peak-memory",
         }
         self.layout: ParamLayout
         self.layout, params = collect(model, optimizer)
@@ -350,11 +352,16 @@ class TorchAdapter:
         return int(self._ranks.gather([float(nbytes)]).max())
 
     def free_bytes(self) -> int | None:
-        """Memory that the model's CUDA devices have left, the fullest counting, or None on the CPU.
+        """Memory that the model's CUDA devices have left, the fullest counting, or None on the CPU."""
+        return free_bytes(self._cuda)
 
-        What PyTorch's allocator holds without using it is free.
-        """
-        return min(map(_free_on, self._cuda)) if self._cuda else None
+    def reset_peak(self) -> None:
+        """Let PyTorch's allocators count anew what they have in use at most (F90)."""
+        reset_peak(self._cuda)
+
+    def peak_bytes(self) -> int | None:
+        """Most bytes of tensors since `reset_peak`, the fullest CUDA device counting; None on the CPU."""
+        return peak_bytes(self._cuda)
 
     def keep_snapshots(self, place: str) -> None:
         """Keep the snapshots to come on the ``"device"``, or in pinned ``"host"`` memory."""
@@ -498,8 +505,3 @@ class TorchAdapter:
         if scaled and not self._runner.finite_gradients():
             return
         self._runner.before_outside_step()
-
-
-def _free_on(device: torch.device) -> int:
-    held = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-    return int(torch.cuda.mem_get_info(device)[0]) + held
