@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import traceback
+from collections.abc import Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -27,20 +28,27 @@ FOLDER = Path(__file__).resolve().parent
 def launch(
     module: str, scenario: str, world_size: int, folder: Path, timeout: float = 150.0
 ) -> list[dict[str, Any]]:
-    """What ``scenario(rank, world_size, folder)`` of a test module returned on each rank, in rank order.
+    """What ``scenario(rank, world_size, folder)`` of a test module returned on each rank, in rank order."""
+    return launch_all(module, [scenario], world_size, folder, timeout)[scenario]
+
+
+def launch_all(
+    module: str, scenarios: Sequence[str], world_size: int, folder: Path, timeout: float = 150.0
+) -> dict[str, list[dict[str, Any]]]:
+    """What each scenario returned on each rank; one after another, each on processes of its own.
 
     One process imports PyTorch and forks the ranks, which spares each of them the import.
 
     Args:
         module: The module, beside this file.
-        scenario: A function of it.
+        scenarios: Functions of it, called with rank, number of ranks, and folder.
         world_size: Processes.
-        folder: For the rendezvous, and for the scenario.
+        folder: For the rendezvous, and for the scenarios.
         timeout: Seconds after which the processes count as hanging.
     """
     folder.mkdir(parents=True, exist_ok=True)
     own = {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(FOLDER), "GLOO_SOCKET_IFNAME": "lo"}
-    words = [sys.executable, str(FOLDER / "rank_lab.py"), module, scenario, str(world_size), str(folder)]
+    words = [sys.executable, str(FOLDER / "rank_lab.py"), module, str(world_size), str(folder), *scenarios]
     parent = subprocess.Popen(
         words, env={**os.environ, **own}, stderr=subprocess.PIPE, text=True, start_new_session=True
     )
@@ -49,9 +57,9 @@ def launch(
     finally:
         if parent.poll() is None:
             os.killpg(parent.pid, signal.SIGKILL)  # the group that was started here: parent and ranks
-    results = [folder / f"{scenario}-{rank}.json" for rank in range(world_size)]
-    assert all(path.is_file() for path in results), err[-4000:]
-    return [json.loads(path.read_text()) for path in results]
+    results = {name: [folder / f"{name}-{rank}.json" for rank in range(world_size)] for name in scenarios}
+    assert all(path.is_file() for paths in results.values() for path in paths), err[-4000:]
+    return {name: [json.loads(path.read_text()) for path in paths] for name, paths in results.items()}
 
 
 def keep(found: dict[str, Any], scenario: str, rank: int, folder: Path) -> None:
@@ -188,39 +196,41 @@ def error_of(action: Any) -> list[str]:
 
 
 def run_rank(module: Any, scenario: str, rank: int, world_size: int, folder: Path) -> None:
-    """One rank, from rendezvous to result."""
+    """One rank, from rendezvous to result; `scenario.patience` is the group's timeout in seconds."""
+    run = getattr(module, scenario)
     distributed.init_process_group(
         "gloo",
         init_method=f"file://{folder}/rendezvous-{scenario}",
         rank=rank,
         world_size=world_size,
-        timeout=timedelta(seconds=60),
+        timeout=timedelta(seconds=getattr(run, "patience", 60)),
     )
-    keep(getattr(module, scenario)(rank, world_size, folder), scenario, rank, folder)
+    keep(run(rank, world_size, folder), scenario, rank, folder)
     distributed.destroy_process_group()
 
 
-def main(name: str, scenario: str, size: str, place: str) -> None:
-    """Fork the ranks and wait for them."""
+def main(name: str, size: str, place: str, *scenarios: str) -> None:
+    """Fork the ranks of each scenario and wait for them."""
     torch.set_num_threads(1)
     module = importlib.import_module(name)
     torch.optim.SGD(nn.Linear(1, 1).parameters(), lr=0.1)  # imports what optimizers need, once for all
-    ranks = []
-    for rank in range(int(size)):
-        pid = os.fork()
-        if pid == 0:
-            status = 1
-            try:
-                run_rank(module, scenario, rank, int(size), Path(place))
-                status = 0
-            except BaseException:
-                traceback.print_exc()
-            finally:
-                sys.stderr.flush()
-                os._exit(status)
-        ranks.append(pid)
-    for pid in ranks:
-        os.waitpid(pid, 0)
+    for scenario in scenarios:
+        ranks = []
+        for rank in range(int(size)):
+            pid = os.fork()
+            if pid == 0:
+                status = 1
+                try:
+                    run_rank(module, scenario, rank, int(size), Path(place))
+                    status = 0
+                except BaseException:
+                    traceback.print_exc()
+                finally:
+                    sys.stderr.flush()
+                    os._exit(status)
+            ranks.append(pid)
+        for pid in ranks:
+            os.waitpid(pid, 0)
 
 
 if __name__ == "__main__":

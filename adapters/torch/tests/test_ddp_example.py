@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -25,13 +26,24 @@ OWN = {
     "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",
 }
 EXAMPLE = Path(__file__).parents[3] / "examples" / "ddp.py"
+STEPS, EVERY = 160, 40
+ALONE = """
+import runpy, sys
+from pathlib import Path
+
+sys.argv = sys.argv[1:]
+module = runpy.run_path(sys.argv[0], run_name="__main__")
+names = [path.read_text().strip() for path in Path("/proc/self/task").glob("*/comm")]
+print("left:", *[name for name in names if "gloo" in name])
+"""
+in_proc = pytest.mark.skipif(not Path("/proc/self/status").is_file(), reason="looks into Linux's /proc")
 
 
 def start(folder: Path, restarts: int) -> subprocess.Popen[str]:
     words = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     words += ["--max-restarts", str(restarts), "--monitor-interval", "0.2", str(EXAMPLE)]
     return subprocess.Popen(
-        [*words, "--folder", str(folder), "--steps", "160", "--every", "40"],
+        [*words, "--folder", str(folder), "--steps", str(STEPS), "--every", str(EVERY)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -78,7 +90,7 @@ def last_loss(out: str) -> str:
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not Path("/proc/self/status").is_file(), reason="finds the ranks in Linux's /proc")
+@in_proc
 def test_a_rank_is_killed_and_the_run_ends_as_if_nothing_had_happened(tmp_path: Path) -> None:
     calm = start(tmp_path / "calm", 0)
     out = end(calm)
@@ -88,8 +100,29 @@ def test_a_rank_is_killed_and_the_run_ends_as_if_nothing_had_happened(tmp_path: 
     killer.start()
     again = end(killed)
     killer.join()
-    starts = [int(n) for n in re.findall(r"start at batch (\d+)", again)]
-    assert starts[0] == 0
-    assert len(starts) == 2
-    assert starts[1] in (40, 80, 120, 160)
+    first, *others = [int(n) for n in re.findall(r"start at batch (\d+)", again)]
+    assert first == 0
+    assert others, "the rank was killed, and nothing was started again"
+    assert set(others) <= set(range(EVERY, STEPS + 1, EVERY))  # where checkpoints are written
+    assert others == sorted(others)
     assert last_loss(again) == last_loss(out)
+
+
+@pytest.mark.slow
+@in_proc
+def test_the_threads_of_gloo_end_with_the_group(tmp_path: Path) -> None:
+    """One that still holds a tensor when Python ends aborts a rank whose work is done."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    alone = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1"}
+    words = [sys.executable, "-c", ALONE, str(EXAMPLE), "--folder", str(tmp_path)]
+    run = subprocess.run(
+        [*words, "--steps", "4", "--every", "2"],
+        capture_output=True,
+        text=True,
+        timeout=150,
+        env={**os.environ, **OWN, **alone, "MASTER_PORT": str(port)},
+    )
+    assert run.returncode == 0, run.stderr[-3000:]
+    assert run.stdout.splitlines()[-1] == "left:"
