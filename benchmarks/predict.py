@@ -175,7 +175,10 @@ def markdown(table: Sequence[Row]) -> str:
 
 def worst(table: Iterable[Row]) -> str:
     """The row in which the hybrid gains least."""
-    row = min(table, key=lambda r: r.cost["hybrid"])
+    whole = [row for row in table if "hybrid" in row.cost]
+    if not whole:
+        return "no row has its hybrid run yet"
+    row = min(whole, key=lambda r: r.cost["hybrid"])
     return (
         f"worst row: {row.setting.name}, hybrid {_gain(row.cost['hybrid'])} in cost, "
         f"final loss {_loss(row.final['hybrid'])} against {_loss(row.final['baseline'])}"

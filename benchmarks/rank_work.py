@@ -180,16 +180,21 @@ def bookkeeping(plan: Plan, task: Task) -> dict[str, Any]:
 
     for action in (step, hybrid.step) * 3:
         turn(action)
-    ratios, milliseconds = [], []
-    for _ in range(ROUNDS):
-        a, b, c, d = (turn(action) for action in (step, hybrid.step, hybrid.step, step))
-        ratios.append((b + c) / (a + d))
-        milliseconds.append(500.0 * (a + d) / TURN)
-    low, middle, high = np.quantile(ratios, [0.25, 0.5, 0.75])
+    milliseconds = []
+
+    def rounds() -> dict[str, float]:
+        ratios = []
+        for _ in range(ROUNDS):
+            a, b, c, d = (turn(action) for action in (step, hybrid.step, hybrid.step, step))
+            ratios.append((b + c) / (a + d))
+            milliseconds.append(500.0 * (a + d) / TURN)
+        low, middle, high = np.quantile(ratios, [0.25, 0.5, 0.75])
+        return {"ratio": float(middle), "low": float(low), "high": float(high)}
+
+    first = rounds()  # the first steps are watched one by one
     return {
-        "ratio": float(middle),
-        "low": float(low),
-        "high": float(high),
+        **first,
+        **{f"{key}, settled": value for key, value in rounds().items()},
         "plain_ms": float(np.median(milliseconds)),
         "weights": sum(p.numel() for p in model.parameters()),
         "jumps": hybrid.finish()["jumps"],
