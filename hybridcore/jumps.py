@@ -31,6 +31,8 @@ class Jump:
         relative: Norm of the whole change over the norm of the weights.
         capped: Groups that were shortened.
         asked: Optimizer steps it was asked to be worth, before the caps.
+        longest: Cap on `relative` that its trial opened with.
+        shortened: What is left of it by that cap; 1 where it was short enough.
     """
 
     deltas: Buckets
@@ -41,6 +43,8 @@ class Jump:
     relative: float
     capped: tuple[ParamGroup, ...]
     asked: float
+    longest: float = math.inf
+    shortened: float = 1.0
 
     def apply(self, adapter: Adapter, share: float = 1.0) -> None:
         """Add `share` of the change to the weights."""
@@ -86,7 +90,13 @@ class JumpLimiter:
         return self.kinds
 
     def limit(
-        self, prediction: Prediction, adapter: Adapter, gains: Mapping[ParamGroup, float] | None = None
+        self,
+        prediction: Prediction,
+        adapter: Adapter,
+        gains: Mapping[ParamGroup, float] | None = None,
+        *,
+        longest: float = math.inf,
+        repetition: bool = False,
     ) -> Jump:
         """Check a prediction and cap it.
 
@@ -96,6 +106,8 @@ class JumpLimiter:
             prediction: What a predictor proposed.
             adapter: The model.
             gains: A corrector's multiplier per group, applied before the caps; missing groups count 1.0.
+            longest: Cap on the norm of the whole change over that of the weights.
+            repetition: Whether such a change follows every step of the trial, which has a cap of its own.
 
         Returns:
             The jump; its `groups` hold every scale and cap.
@@ -138,7 +150,7 @@ class JumpLimiter:
             groups[group] = factor
             moved += size * size
         relative = math.sqrt(moved) / whole if whole > 0.0 else math.sqrt(moved)
-        return Jump(
+        jump = Jump(
             prediction.deltas,
             prediction.scale,
             groups,
@@ -147,25 +159,45 @@ class JumpLimiter:
             relative,
             tuple(capped),
             prediction.horizon,
+            min(longest, self._config.max_relative_repeat) if repetition else longest,
+        )
+        return self._shortened(jump)
+
+    @staticmethod
+    def _shortened(jump: Jump) -> Jump:
+        """The same direction, no longer than it may be."""
+        left = min(1.0, jump.longest / jump.relative) if jump.relative > 0.0 else 1.0
+        return attrs.evolve(
+            jump,
+            groups={group: left * factor for group, factor in jump.groups.items()},
+            horizon=left * jump.horizon,
+            relative=left * jump.relative,
+            shortened=left,
         )
 
     def repeat(self, prediction: Prediction, like: Jump) -> Jump:
         """A jump that continues a trial: the caps of the trial's first jump hold, nothing is measured.
+
+        Updates are taken to be as long as the one that was measured.
 
         Args:
             prediction: The next proposal of the same predictor.
             like: The jump that `limit` made at the trial's opening.
         """
         ratio = prediction.horizon / like.asked if like.asked else 1.0
-        return Jump(
-            prediction.deltas,
-            prediction.scale,
-            like.groups,
-            like.horizon * ratio,
-            prediction.confidence,
-            like.relative * ratio,
-            like.capped,
-            prediction.horizon,
+        whole = ratio / like.shortened
+        return self._shortened(
+            Jump(
+                prediction.deltas,
+                prediction.scale,
+                {group: factor / like.shortened for group, factor in like.groups.items()},
+                like.horizon * whole,
+                prediction.confidence,
+                like.relative * whole,
+                like.capped,
+                prediction.horizon,
+                like.longest,
+            )
         )
 
     def _measure(self, deltas: Buckets, adapter: Adapter) -> dict[ParamGroup, float]:

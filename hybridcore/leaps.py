@@ -146,7 +146,7 @@ class Leaps:
             tentative = self._config.probe.tentative and self._config.phases.predict_mode == "jump"
             if tentative and action.judge == "probe" and not action.continuous:
                 trial.before = self._trials.probe(None)
-        jump, refusal = self._limited(name, action.horizon)
+        jump, refusal = self._limited(name, action.horizon, action.longest)
         if jump is None:
             if opened:
                 self._trials.close()
@@ -292,7 +292,7 @@ class Leaps:
         self.pending, self._limiter.weight_norms = state["pending"], dict(state["norms"])
         self._strikes = dict(state.get("strikes", {}))
 
-    def _limited(self, name: str, horizon: float) -> tuple[Jump | None, str]:
+    def _limited(self, name: str, horizon: float, longest: float) -> tuple[Jump | None, str]:
         """The predictor's change within all limits, or None and why there is none."""
         if not self.ready(name):
             return None, f"predictor {name!r} is not ready"
@@ -312,7 +312,9 @@ class Leaps:
                 gains = self._corrections.gains(prediction, name)
             else:
                 prediction, gains = self._corrections.correct(prediction, name)
-            jump = self._limiter.limit(prediction, self._adapter, gains)
+            jump = self._limiter.limit(
+                prediction, self._adapter, gains, longest=longest, repetition=trial.continuous
+            )
             promised = prediction.predicted_loss
             unmoved = trial.loss_level + 0.5 * trial.loss_deviation
             trial.expected_loss = unmoved if promised is None else promised

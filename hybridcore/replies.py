@@ -152,6 +152,10 @@ def _is_whole(value: Any) -> bool:
     return isinstance(value, Integral)
 
 
+def _is_above_zero(value: Any) -> bool:
+    return isinstance(value, Real) and float(value) > 0.0
+
+
 def check_action(action: Any, predictors: Any) -> None:
     """Raise unless an action can be taken.
 
@@ -172,6 +176,8 @@ def check_action(action: Any, predictors: Any) -> None:
         wrong = f"it asks for a predictor that the engine does not have: {action.predictor!r}"
     elif not _is_finite(action.horizon):
         wrong = f"the horizon is no finite number: {action.horizon!r}"
+    elif not _is_above_zero(action.longest):
+        wrong = f"the longest change is no number above zero: {action.longest!r}"
     elif not _is_whole(action.settle):
         wrong = f"the steps until the verdict are no whole number: {action.settle!r}"
     elif action.judge not in ("probe", "guard"):

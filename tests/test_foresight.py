@@ -26,7 +26,11 @@ def engine(controller=None, predictor=None, dynamics=None, rate=0.01, model=None
     recorder, bus = Recorder(), EventBus()
     bus.listen(recorder)
     predictor = predictor or Drift()
-    config = configure(dynamics={**EAGER, **(dynamics or {})}, phases={"warmup_steps": 20})
+    config = configure(
+        dynamics={**EAGER, **(dynamics or {})},
+        phases={"warmup_steps": 20},
+        groups={"max_relative_repeat": 0.5},
+    )
     built = Engine(
         adapter,
         config,
@@ -141,7 +145,7 @@ def test_credit_takes_the_horizon_that_the_model_promises_most_of(best, longer):
     def total(foresight):
         model = Prefers()
         model.best = best
-        controller = Credit(CreditConfig(foresight=foresight))
+        controller = Credit(CreditConfig(foresight=foresight, trust=1.0))
         built, _, batches = engine(controller, LastUpdate(), rate=0.001, model=model)
         drive(built, 120, batches)
         return built.counts.predicted_steps

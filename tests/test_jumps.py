@@ -128,6 +128,27 @@ def test_f86_weights_of_size_zero_are_capped_by_a_hundredth_of_the_whole_model(a
     assert got == pytest.approx(0.4 * 0.01 * whole, rel=1e-5)
 
 
+def test_f86_a_repetition_has_a_cap_of_its_own_and_keeps_its_direction(adapter):
+    named = change(adapter, dict.fromkeys(GROUPS, 0.4))
+    config = GroupsConfig(max_relative_repeat=0.02)
+    limiter = JumpLimiter(adapter.layout, xp, config)
+    deltas = adapter.layout.pack(named, xp)
+    whole = np.sqrt(sum((v**2).sum() for v in adapter.params.values()))
+    single = limiter.limit(Prediction(deltas, 8.0, 0.5, 1.0), adapter)
+    first = limiter.limit(Prediction(deltas, 8.0, 0.5, 1.0), adapter, repetition=True)
+    assert single.relative > 0.02 and single.horizon == 8.0
+    assert first.relative == pytest.approx(0.02)
+    assert first.horizon == pytest.approx(8.0 * 0.02 / single.relative)
+    for name, moved in applied(adapter, first).items():
+        np.testing.assert_allclose(moved, named[name] * first.horizon / 8.0, rtol=1e-4, atol=1e-9)
+    for asked in (2.0, 16.0, 0.1):  # later ones of the trial, longer and shorter
+        later = limiter.repeat(Prediction(deltas, asked, 0.5, asked / 8.0), first)
+        assert later.relative == pytest.approx(min(0.02, single.relative * asked / 8.0))
+        got = np.sqrt(sum((v**2).sum() for v in applied(adapter, later).values()))
+        assert got == pytest.approx(later.relative * whole, rel=1e-4)
+        assert later.horizon == pytest.approx(later.relative / single.relative * 8.0)
+
+
 def test_f21_shares_sum_to_the_whole(adapter):
     named = change(adapter, SMALL)
     jump = propose(adapter, named, scale=3.0)

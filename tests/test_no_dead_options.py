@@ -134,8 +134,8 @@ CASES = {
     "metrics.trace": (True, False, {}, "last"),
 }
 
-ELSEWHERE = {"budget.count_seconds"}
-"""Needs a clock, see below."""
+ELSEWHERE = {"budget.count_seconds", "groups.max_relative_repeat"}
+"""A clock is needed, see below; and repetitions, see the tests of controller `credit`."""
 
 
 def noise():

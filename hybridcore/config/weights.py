@@ -62,6 +62,8 @@ class GroupsConfig:
         bias_scale: The same for biases.
         max_relative_jump: Largest norm of one predicted change over the norm of the weights, per group;
             a longer one is shortened.
+        max_relative_repeat: The same for the whole model and a repetition that follows every step, whose
+            direction is kept.
     """
 
     matrix_scale: float = attrs.field(default=1.0, validator=between(0.0))
@@ -69,6 +71,7 @@ class GroupsConfig:
     norm_scale: float = attrs.field(default=1.0, validator=between(0.0))
     bias_scale: float = attrs.field(default=1.0, validator=between(0.0))
     max_relative_jump: float = attrs.field(default=0.5, validator=between(0.0, low_open=True))
+    max_relative_repeat: float = attrs.field(default=0.02, validator=between(0.0, low_open=True))
 
 
 @attrs.frozen(kw_only=True)

@@ -35,6 +35,9 @@ class CreditConfig:
         align_leak: It shrinks by this per step seen while neither is clear.
         align_reach: Largest multiple of the reach to which it may grow so.
         align_most: Longest horizon to which it may grow so.
+        trust: Largest norm of a repetition over the norm of the weights at first. It doubles with each
+            verdict that proves a gain, up to ``groups.max_relative_repeat``, and is halved after a failed
+            trial, or one behind the curve.
         foresight: Where a dynamics model is configured, each trial tries the horizon, or one `foresight_step`
             times as long or short, whichever promises the lowest training loss at the trial's end.
         foresight_step: See there.
@@ -58,6 +61,7 @@ class CreditConfig:
     align_most: float = attrs.field(default=8.0, validator=between(1.0))
     patience: int = attrs.field(default=2, validator=between(0))
     rest: int = attrs.field(default=100, validator=between(1))
+    trust: float = attrs.field(default=0.01, validator=between(0.0, low_open=True))
     foresight: bool = False
     foresight_step: float = attrs.field(default=1.5, validator=between(1.0))
 
@@ -119,6 +123,7 @@ class Credit:
         self._outlook = 1.0
         self._dry = self._rests = self._resumes = 0
         self._aligned = 1.0
+        self._trust = self.config.trust
         self._since = self._seen = 0
         self._climbing = self._normalised = False
 
@@ -179,6 +184,7 @@ class Credit:
             judge="probe" if probe else "guard",
             continuous=True,
             averaged=probe or self._trials + 2 >= self._next_probe,
+            longest=self._trust,
         )
 
     def _boosted(self, reach: float, state: EngineState) -> float:
@@ -249,6 +255,7 @@ class Credit:
         if not outcome.kept or outcome.behind_steps > 0.0:
             self._divisor *= c.caution
             self._h = max(1.0, self._h / c.caution)
+            self._trust /= 2.0
             self._aligned = max(1.0, self._aligned / c.caution)
             self._since, self._climbing = self._seen, False
             self._kept = 0
@@ -266,6 +273,7 @@ class Credit:
     def _weigh(self, outcome: Outcome) -> None:
         """Look again at once after a verdict that proves no gain; rest after several in a row."""
         if outcome.gain > outcome.gain_error:
+            self._trust = min(2.0 * self._trust, 1.0)
             self._dry = self._rests = 0
             return
         if outcome.falling or not (outcome.overfitted or self._normalised):

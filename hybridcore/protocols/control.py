@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, runtime_checkable
 
@@ -34,6 +35,8 @@ class Action:
         averaged: Whether window means are kept during the trial; a controller that judges only some trials
             of a row by probe needs them there and in the trial before.
         observe: Whether the history watches the phase's real steps; None leaves that to the engine.
+        longest: Largest norm of one change over the norm of the weights; PREDICT only, as the trial opens.
+            The caps of table ``[groups]`` hold too.
     """
 
     phase: Phase
@@ -46,6 +49,7 @@ class Action:
     continuous: bool = False
     averaged: bool = True
     observe: bool | None = None
+    longest: float = math.inf
 
 
 @attrs.frozen(slots=True)

@@ -16,6 +16,9 @@ from hybridcore.predictors.controls import Frozen, NoPrediction, RandomJump
 from hybridcore.predictors.last_update import LastUpdate
 from hybridcore.protocols import OptimizerSpec, Outcome
 
+UNCAPPED = {"max_relative_repeat": 0.5}
+"""For toys whose updates are long beside their weights."""
+
 
 def run(adapter, batches, steps, *, predictor=None, probes=(None,), config=None, **tables):
     recorder, bus = Recorder(), EventBus()
@@ -149,10 +152,53 @@ def test_jumps_whose_gain_nobody_can_see_become_few():
     taken = {}
     for patience in (0, 2):
         adapter, batches, held_out = clouds(optimizer=OptimizerSpec("adam", 1e-3))
-        config = CreditConfig(patience=patience)
-        _, recorder = run(adapter, batches, 600, probes=held_out, config=config)
+        config = CreditConfig(patience=patience, trust=1.0)
+        _, recorder = run(adapter, batches, 600, probes=held_out, config=config, groups=UNCAPPED)
         taken[patience] = len(recorder.named("jump"))
     assert 0 < taken[2] < 0.3 * taken[0]
+
+
+def test_trust_doubles_with_each_proven_gain_and_is_halved_by_what_fails():
+    credit = Credit(CreditConfig(trust=0.01))
+    seen = []
+    for kept, gain, behind in [
+        (True, 0.1, 0.0),
+        (True, math.nan, 0.0),
+        (True, 0.0, 0.0),
+        (True, 0.1, 0.0),
+        (True, -0.5, 4.0),
+        (False, -0.5, 0.0),
+    ]:
+        credit.feedback(attrs.evolve(outcome(kept, gain=gain), behind_steps=behind))
+        seen.append(credit._trust)
+    assert seen == pytest.approx([0.02, 0.02, 0.02, 0.04, 0.02, 0.01])
+
+
+def test_f86_the_first_trial_moves_no_further_than_trust_allows():
+    adapter, batches, held_out = clouds(optimizer=OptimizerSpec("sgd", 1e-3))
+    _, recorder = run(
+        adapter, batches, 300, probes=held_out, config=CreditConfig(trust=0.002), groups=UNCAPPED
+    )
+    jumps, verdicts = recorder.named("jump"), recorder.named("verdict")
+    first = [j["relative"] for j in jumps if j["step"] < verdicts[0]["step"]]
+    assert first and max(first) == pytest.approx(0.002)
+    assert max(j["relative"] for j in jumps) > 0.0035  # after a verdict that proved a gain
+
+
+def test_f86_no_repetition_moves_the_weights_further_than_its_cap():
+    moved = {}
+    for cap in (0.003, 0.5):
+        adapter, batches, held_out = clouds(optimizer=OptimizerSpec("sgd", 1e-3))
+        _, recorder = run(
+            adapter,
+            batches,
+            200,
+            probes=held_out,
+            groups={"max_relative_repeat": cap, "max_relative_jump": 0.5},
+        )
+        moved[cap] = [jump["relative"] for jump in recorder.named("jump")]
+    assert moved[0.003] and max(moved[0.003]) == pytest.approx(0.003)
+    assert max(moved[0.5]) > 0.006
 
 
 def test_a_verdict_waits_until_the_slope_without_jumps_is_known():

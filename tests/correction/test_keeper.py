@@ -332,8 +332,9 @@ def test_gains_scale_the_groups_of_a_continuous_change():
     """What is applied after a real step is the last update times h - 1 and the gain, group by group."""
     corrector = Gains()
     adapter, batches, probes = clouds(optimizer=OptimizerSpec("sgd", 1e-3))
+    config = configure(groups={"max_relative_repeat": 0.5})
     engine, _ = build(
-        adapter, configure(), Credit(CreditConfig(patience=0)), None, probes, corrector=corrector
+        adapter, config, Credit(CreditConfig(patience=0, trust=1.0)), None, probes, corrector=corrector
     )
     applied = []
     inner = adapter.apply_delta

@@ -245,3 +245,14 @@ def test_f65_codes_are_right_where_either_the_device_or_numpy_has_them():
     mixed = narrow, nudged(coded, places[:1])
     told = difference(device, "encode", mixed)
     assert f"1 of 5,000 numbers of array 2 of 2 from index {places[0]:,} on" in told, told
+
+
+@pytest.mark.parametrize(("share", "right"), [(3e-3, True), (5e-2, False)])
+def test_f65_low_rank_factors_may_be_rounded_to_ten_bits(share, right):
+    sample = Sample.make(xp, A[0], 5000)
+    left, factor = sample.calls["compress"](REFERENCE)
+    assert same(sample, "compress", type(sample.calls["compress"](REFERENCE))((left, factor)))
+    assert (
+        same(sample, "compress", type(sample.calls["compress"](REFERENCE))((left * (1 + share), factor)))
+        is right
+    )
