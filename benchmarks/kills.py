@@ -34,11 +34,12 @@ from benchmarks.file_operations import RECORD, watched
 from hybridcore.checkpoint.store import CheckpointStore
 from hybridcore.config import HybridConfig
 from hybridcore.configfile import config_from_dict
+from hybridcore.peaks import PEAKS
 from hybridcore.plugins import Registry, load_framework, load_registry
 from hybridcore.runner import run_task
 
 CLOCK = {"elapsed", "seconds", "credit_seconds", "overhead_share", "average_seconds", "averaged_elapsed"}
-CLOCK |= {"time", "config", "dynamics_seconds"}
+CLOCK |= {"time", "config", "dynamics_seconds", *PEAKS}
 FRAMEWORKS = ("numpy", "torch", "jax", "tensorflow")
 _HANGING = 120.0
 """Seconds without progress after which a run hangs: on a busy machine a sound one may take its time."""

@@ -12,11 +12,12 @@ from hybridcore.components import check_config
 from hybridcore.configfile import load_config, load_preset, preset_data, preset_names
 from hybridcore.errors import ConfigError, TaskError
 from hybridcore.events import Event
+from hybridcore.peaks import PEAKS
 from hybridcore.records import read_run
 from hybridcore.runner import run_task
 from hybridcore.tuning import tune
 
-VOLATILE = {"seconds", "elapsed", "time", "credit_seconds", "overhead_share", "speedup"}
+VOLATILE = {"seconds", "elapsed", "time", "credit_seconds", "overhead_share", "speedup", *PEAKS}
 
 
 def trace(record):

@@ -18,11 +18,12 @@ from hybridcore.checkpoint.store import CheckpointStore
 from hybridcore.config import CheckpointConfig
 from hybridcore.configfile import config_from_dict
 from hybridcore.errors import CheckpointError
+from hybridcore.peaks import PEAKS
 from hybridcore.plugins import load_registry
 from hybridcore.runner import run_task
 
 CLOCK = {"elapsed", "seconds", "credit_seconds", "overhead_share", "average_seconds", "averaged_elapsed"}
-CLOCK |= {"time", "dynamics_seconds"}
+CLOCK |= {"time", "dynamics_seconds", *PEAKS}
 REGISTRY = load_registry()
 
 

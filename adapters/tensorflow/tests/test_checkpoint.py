@@ -18,6 +18,7 @@ from hybridcore.checkpoint.engine_state import Moment
 from hybridcore.configfile import config_from_dict
 from hybridcore.engine import Engine
 from hybridcore.errors import CheckpointError, SnapshotError
+from hybridcore.peaks import PEAKS
 from hybridcore.plugins import load_registry
 from hybridcore.protocols import ArrayRef
 from hybridcore.runner import run_task
@@ -25,7 +26,7 @@ from hybridcore_tensorflow import TensorFlowAdapter, load_exported
 
 layers = keras.layers
 CLOCK = {"elapsed", "seconds", "credit_seconds", "overhead_share", "average_seconds", "averaged_elapsed"}
-CLOCK |= {"time", "dynamics_seconds", "config"}
+CLOCK |= {"time", "dynamics_seconds", "config", *PEAKS}
 REGISTRY = load_registry()
 SHARES = {
     "predictor": {"name": "drift"},

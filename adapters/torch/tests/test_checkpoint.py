@@ -13,13 +13,14 @@ from hybridcore.checkpoint.codec import Decoder, Encoder
 from hybridcore.checkpoint.engine_state import Moment
 from hybridcore.configfile import config_from_dict
 from hybridcore.errors import CheckpointError, SnapshotError
+from hybridcore.peaks import PEAKS
 from hybridcore.plugins import load_registry
 from hybridcore.runner import run_task
 from hybridcore.tasks.building import build_task
 from hybridcore_torch import TorchAdapter
 
 CLOCK = {"elapsed", "seconds", "credit_seconds", "overhead_share", "average_seconds", "averaged_elapsed"}
-CLOCK |= {"time", "dynamics_seconds", "config"}
+CLOCK |= {"time", "dynamics_seconds", "config", *PEAKS}
 REGISTRY = load_registry()
 RUNS = {
     "adam, cosine schedule, continuous jumps": {
