@@ -273,11 +273,13 @@ class FinishedRun(Target):
     seeds = [b'{"final_loss": 0.5, "seconds": 1.0, "cost": null, "counts": {"real_steps": 3}, "error": null}']
 
     def put(self, data: bytes) -> None:
-        (self.folder / "sweep-run.json").write_bytes(data)
+        place = self.folder / "point" / "seed-0"
+        place.mkdir(parents=True, exist_ok=True)
+        (place / "sweep-run.json").write_bytes(data)
 
     def read(self) -> None:
-        point: Any = SimpleNamespace(settings=())
-        sweep._finished(point, 0, self.folder, self.folder)
+        task: Any = SimpleNamespace(point=SimpleNamespace(settings=(), folder="point"), seed=0)
+        sweep._finished(task, self.folder)
 
 
 class Network(Target):
