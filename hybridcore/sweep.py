@@ -108,7 +108,7 @@ def sweep(
         registry = load_registry(points[0].config.plugins.load, points[0].config.plugins.block)
     folder, warm = Path(out_dir), False
     bases = {point.folder: baseline_point(point) for point in points} if baseline else {}
-    plan = plan_runs(points, seeds, arm, bases)
+    plan = _plan_runs(points, seeds, arm, bases)
     done: dict[tuple[str, int], SweepRun] = {}
     for count, task in enumerate(plan, 1):
         run = _finished(task, folder)
@@ -139,7 +139,7 @@ def sweep(
     return result
 
 
-def plan_runs(
+def _plan_runs(
     points: Sequence[Point], seeds: Sequence[int], arm: str, bases: dict[str, Point]
 ) -> list[_Task]:
     """The runs in their order: each baseline just before the first point that is paired with it.

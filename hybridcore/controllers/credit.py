@@ -35,9 +35,9 @@ class CreditConfig:
         align_leak: It shrinks by this per step seen while neither is clear.
         align_reach: Largest multiple of the reach to which it may grow so.
         align_most: Longest horizon to which it may grow so.
-        trust: Largest norm of a repetition over the norm of the weights at first. It doubles with each
-            verdict that proves a gain, up to ``groups.max_relative_repeat``, and is halved after a failed
-            trial, or one behind the curve.
+        trust: Largest norm of a repetition over the norm of the weights at first, beside
+            ``groups.max_relative_repeat``. It doubles with each verdict that proves a gain, up to 1, and is
+            halved after a failed trial, or one behind the curve, down to a thousandth of what it was first.
         foresight: Where a dynamics model is configured, each trial tries the horizon, or one `foresight_step`
             times as long or short, whichever promises the lowest training loss at the trial's end.
         foresight_step: See there.
@@ -255,7 +255,7 @@ class Credit:
         if not outcome.kept or outcome.behind_steps > 0.0:
             self._divisor *= c.caution
             self._h = max(1.0, self._h / c.caution)
-            self._trust /= 2.0
+            self._trust = max(self._trust / 2.0, c.trust / 1000.0)
             self._aligned = max(1.0, self._aligned / c.caution)
             self._since, self._climbing = self._seen, False
             self._kept = 0

@@ -172,6 +172,9 @@ def test_trust_doubles_with_each_proven_gain_and_is_halved_by_what_fails():
         credit.feedback(attrs.evolve(outcome(kept, gain=gain), behind_steps=behind))
         seen.append(credit._trust)
     assert seen == pytest.approx([0.02, 0.02, 0.02, 0.04, 0.02, 0.01])
+    for _ in range(2000):
+        credit.feedback(outcome(False, gain=-0.5))
+    assert credit._trust == pytest.approx(1e-5), "a change of length zero is no action"
 
 
 def test_f86_the_first_trial_moves_no_further_than_trust_allows():
