@@ -33,6 +33,8 @@ PLAIN = {n: (0.4 * RNG.standard_normal(s)).astype(np.float32) for n, s in SHAPES
 TARGET = RNG.standard_normal((6, 4))
 INPUTS = [RNG.standard_normal((8, 6)).astype(np.float32) for _ in range(30)]
 BATCHES = [(x, np.tanh(x @ TARGET).astype(np.float32)) for x in INPUTS]
+BAD = {2: np.inf, 11: np.nan, 12: np.nan, 20: np.nan}
+"""Batches in which one number is not finite, and that number."""
 HORIZON = 35.0
 """Far enough that three jumps are kept and one is taken back."""
 
@@ -54,20 +56,26 @@ def attach(params, probe, **options):
     return Hybrid(engine, adapter)
 
 
-def train(params, place=lambda batch: batch, resume_at=None):
-    """Decisions, losses and final weights; with `resume_at` by a second engine from there on."""
-    hybrid = attach(params, place(BATCHES[0]))
-    decisions, losses = [], []
+def listened(hybrid, decisions=None):
+    """A list that jumps and verdicts are added to as they happen."""
+    decisions = [] if decisions is None else decisions
 
     def listen(event, payload):
         if event in (Event.JUMP, Event.VERDICT):
             decisions.append([event.value, payload.get("step"), payload.get("kept")])
 
     hybrid.engine.events.listen(listen)
+    return decisions
+
+
+def train(params, place=lambda batch: batch, resume_at=None):
+    """Decisions, losses and final weights; with `resume_at` by a second engine from there on."""
+    hybrid = attach(params, place(BATCHES[0]))
+    decisions, losses = listened(hybrid), []
     for number, batch in enumerate(BATCHES):
         if number == resume_at:
             hybrid = resumed(hybrid, params, place)
-            hybrid.engine.events.listen(listen)
+            listened(hybrid, decisions)
         losses.append(hybrid.step(place(batch)))
         for name, leaf in hybrid.params.items():
             wanted = getattr(params[name], "sharding", leaf.sharding)
@@ -76,6 +84,30 @@ def train(params, place=lambda batch: batch, resume_at=None):
     for name, leaf in traces[0].items():
         assert leaf.sharding.device_set == hybrid.params[name].sharding.device_set
     return decisions, losses, {n: np.asarray(w) for n, w in hybrid.params.items()}
+
+
+def bad_batches(params, place=lambda batch: batch):
+    """Decisions where one number of some batches is not finite, in the half of the second process."""
+    hybrid = attach(params, place(BATCHES[0]))
+    decisions, kept = listened(hybrid), []
+
+    def weights():
+        return [np.asarray(leaf).tolist() for _, leaf in sorted(hybrid.params.items())]
+
+    for number, (inputs, targets) in enumerate(BATCHES):
+        before = weights()
+        if number in BAD:
+            inputs = inputs.copy()
+            inputs[5, 0] = BAD[number]
+        hybrid.step(place((inputs, targets)))
+        if number in BAD:
+            kept.append(weights() == before)
+    return {
+        "decisions": decisions,
+        "kept": kept,
+        "skipped": hybrid.finish()["skipped"],
+        "weights": weights(),
+    }
 
 
 def resumed(hybrid, params, place):
@@ -147,7 +179,8 @@ def process(rank, port):
     except ModelError as error:
         refused = [error.where, str(error.got).partition(" in ")[0]]
     run = [decisions, losses, {n: w.tolist() for n, w in weights.items()}]
-    print(json.dumps({"run": run, "mean": adapter.mean_scalar(1.0 / 3.0 + rank), "refused": refused}))
+    found = {"run": run, "mean": adapter.mean_scalar(1.0 / 3.0 + rank), "refused": refused}
+    print(json.dumps({**found, "bad": bad_batches(copied, place)}))
     jax.distributed.shutdown()
 
 

@@ -2,11 +2,14 @@
 
 python orbax_devices.py devices FOLDER            four devices of this process
 python orbax_devices.py process RANK PORT FOLDER  one of two processes with two devices each
+python orbax_devices.py mortal RANK PORT FOLDER LIFE  the same; LIFE tells where it is killed
 """
 
 from __future__ import annotations
 
 import json
+import os
+import signal
 import sys
 from pathlib import Path
 
@@ -14,10 +17,9 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
-from many_devices import BATCHES, PLAIN, attach
+from many_devices import BATCHES, PLAIN, attach, listened
 
 from hybridcore.errors import CheckpointError
-from hybridcore.events import Event
 from hybridcore_jax.orbax_checkpoints import OrbaxCheckpoints
 
 STOP = 24
@@ -28,17 +30,6 @@ def spread(specs):
     mesh = Mesh(np.array(jax.devices()).reshape(2, 2), ("data", "model"))
     placed = {n: jax.device_put(w, NamedSharding(mesh, specs[n])) for n, w in PLAIN.items()}
     return placed, mesh
-
-
-def listened(hybrid):
-    decisions = []
-
-    def listen(event, payload):
-        if event in (Event.JUMP, Event.VERDICT):
-            decisions.append([event.value, payload.get("step"), payload.get("kept")])
-
-    hybrid.engine.events.listen(listen)
-    return decisions
 
 
 def train(params, place, folder):
@@ -114,24 +105,69 @@ def devices(folder):
     print(json.dumps({"devices": jax.device_count(), "refused": refused, "written": written, "files": files}))
 
 
-def process(rank, port, folder):
+def joined(rank, port, **options):
+    """Parameters over the devices of two processes, and how each of them hands in its half of a batch."""
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
-    jax.distributed.initialize(f"127.0.0.1:{port}", 2, rank)
+    jax.distributed.initialize(f"127.0.0.1:{port}", 2, rank, **options)
     params, mesh = spread({"up": P(None, "model"), "bias": P(), "down": P("model"), "free": P()})
     dealt = NamedSharding(mesh, P("data"))
 
     def place(batch):
         return tuple(jax.make_array_from_process_local_data(dealt, x[4 * rank : 4 * rank + 4]) for x in batch)
 
-    whole = train(params, place, folder)
+    return params, place
+
+
+def process(rank, port, folder):
+    whole = train(*joined(rank, port), folder)
     checkpoint = folder / f"batch-{STOP:09d}"
     run = [whole[0], whole[1], {n: w.tolist() for n, w in whole[2].items()}]
     print(json.dumps({"run": run, "files": sorted(path.name for path in checkpoint.iterdir())}))
     jax.distributed.shutdown()
 
 
+def mortal(rank, port, folder, life):
+    """Go on from the newest checkpoint until this process is killed, or to the end of a long life."""
+    params, place = joined(rank, port, **({} if life == "long" else {"heartbeat_timeout_seconds": 10}))
+
+    def kill(*_):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    def before(number):
+        if (life, number, rank) == ("step", STOP + 3, 1):
+            kill()
+
+    def pack(checkpoints, state, whole=OrbaxCheckpoints._pack):
+        write = whole(checkpoints, state)
+        return kill if (life, state["batches"], rank) == ("writing", STOP, 0) else write
+
+    OrbaxCheckpoints._pack = pack
+    found = {"killed": through(params, place, folder / "killed", before)}
+    if life == "long":
+        found["calm"] = through(params, place, folder / "calm")
+    print(json.dumps(found))
+    jax.distributed.shutdown()
+
+
+def through(params, place, folder, before=lambda number: None):
+    """The training from the newest checkpoint to the end."""
+    hybrid, losses = attach(params, place(BATCHES[0])), []
+    decisions = listened(hybrid)
+    checkpoints = OrbaxCheckpoints(hybrid, folder, every=STOP // 2)
+    start = checkpoints.resume()
+    print(f"start at batch {start}", flush=True)
+    for number in range(start, len(BATCHES)):
+        before(number)
+        losses.append(hybrid.step(place(BATCHES[number])))
+        checkpoints.after_batch(number + 1)
+    weights = {n: np.asarray(w).tolist() for n, w in hybrid.params.items()}
+    return {"start": start, "losses": losses, "decisions": decisions, "weights": weights}
+
+
 if __name__ == "__main__":
     if sys.argv[1] == "devices":
         devices(Path(sys.argv[2]))
-    else:
+    elif sys.argv[1] == "process":
         process(int(sys.argv[2]), sys.argv[3], Path(sys.argv[4]))
+    else:
+        mortal(int(sys.argv[2]), sys.argv[3], Path(sys.argv[4]), sys.argv[5])

@@ -1,4 +1,4 @@
-"""Batches and weights over several devices and processes take the decisions of one (F71, F72)."""
+"""Batches and weights over several devices and processes take the decisions of one (F40-F43, F71, F72)."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from pathlib import Path
 
 import jax
 import many_devices
+import numpy as np
 import pytest
 
 PROGRAM = Path(__file__).with_name("many_devices.py")
@@ -54,3 +55,9 @@ def test_f72_two_processes_decide_alike_and_repeat_the_run_of_one():
     assert first["mean"] == (1.0 / 3.0 + (1.0 / 3.0 + 1.0)) / 2.0
     assert first["refused"] == ["up", "24 of 48 weights"]
     many_devices.agree(first["run"], many_devices.truth())
+    bad, alone = first["bad"], many_devices.bad_batches(many_devices.PLAIN)
+    assert bad["decisions"] == alone["decisions"] != many_devices.truth()[0]
+    assert bad["skipped"] == alone["skipped"] == len(many_devices.BAD)
+    assert bad["kept"] == [True] * len(many_devices.BAD)
+    for found, wanted in zip(bad["weights"], alone["weights"], strict=True):
+        np.testing.assert_allclose(found, wanted, rtol=1e-3, atol=1e-5)
