@@ -77,6 +77,7 @@ class Statistics:
         self.first_loss = math.nan
         self.learning_rate = math.nan
         self.peak_learning_rate = 0.0
+        self.rise_began = self.rise_ended = 0
         self.steps = 0
         self.seconds_per_step = math.nan
 
@@ -99,8 +100,23 @@ class Statistics:
         if math.isfinite(record.grad_norm):
             self.grad_norms.append(record.grad_norm)
         self.learning_rate = record.learning_rate
-        self.peak_learning_rate = max(self.peak_learning_rate, record.learning_rate)
+        if record.learning_rate > self.peak_learning_rate * (1.0 + 1e-6):
+            self._raise_peak(record.learning_rate)
         self.steps += 1
+
+    def _raise_peak(self, rate: float) -> None:
+        if self.steps - self.rise_ended > max(1, self.rise_ended - self.rise_began):
+            self.rise_began = self.steps
+        self.rise_ended = self.steps
+        self.peak_learning_rate = rate
+
+    @property
+    def rising(self) -> bool:
+        """Whether the learning rate rises, step by step, to what it never was, or stopped to do so lately.
+
+        Lately is for as many steps as it rose.
+        """
+        return self.steps - self.rise_ended <= self.rise_ended - self.rise_began > 0
 
     def loss_ema(self, memory: int) -> float:
         """Exponential average of the loss with rate ``1 / memory``; memory is 4, 16 or 64.
@@ -194,6 +210,8 @@ class Statistics:
             "first_loss": self.first_loss,
             "learning_rate": self.learning_rate,
             "peak_learning_rate": self.peak_learning_rate,
+            "rise_began": self.rise_began,
+            "rise_ended": self.rise_ended,
             "steps": self.steps,
             "seconds_per_step": self.seconds_per_step,
         }
@@ -207,6 +225,7 @@ class Statistics:
         self.first_loss = state["first_loss"]
         self.learning_rate = state["learning_rate"]
         self.peak_learning_rate = state["peak_learning_rate"]
+        self.rise_began, self.rise_ended = int(state["rise_began"]), int(state["rise_ended"])
         self.steps = int(state["steps"])
         self.seconds_per_step = state["seconds_per_step"]
 

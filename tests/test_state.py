@@ -162,6 +162,25 @@ def test_f9_feature_values_against_numpy():
     assert got["learning_rate_log10"] == pytest.approx(squash(np.log10(0.05) / 2 + 1.5))
 
 
+@pytest.mark.parametrize(
+    ("rates", "rising"),
+    [
+        ([0.1] * 50, []),
+        ([min(1.0, 0.1 * (step + 1)) for step in range(30)], range(2, 19)),
+        ([0.1] * 20 + [0.2] * 20, []),
+        ([0.5, 0.4, 0.5, 0.6, 0.7, 0.7, 0.7], [5]),
+    ],
+    ids=["constant", "warm-up", "one step up", "up after a fall"],
+)
+def test_f86_a_rate_rises_while_it_does_and_for_as_long_again(rates, rising):
+    stats, found = Statistics(), []
+    for step, rate in enumerate(rates, 1):
+        stats.observe(record(step, 1.0, rate=rate))
+        if stats.rising:
+            found.append(step)
+    assert found == list(rising)
+
+
 def test_statistics_survive_a_round_trip():
     stats = fed(np.random.default_rng(3).random(70), np.random.default_rng(4).random(70))
     again = Statistics()

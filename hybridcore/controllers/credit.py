@@ -23,6 +23,8 @@ class CreditConfig:
         window: Real steps of one trial.
         growth: Largest growth of the horizon from one real step to the next.
         least_gain: Jumps happen only where the path supports this much more than the user's own step.
+        least_rising: While the learning rate warms up, and for as long again, only where the path supports
+            this many of the user's steps.
         probe_every: A verdict by probe every this many trials at most; the gap doubles from one up to it.
         caution: The horizon is divided by this after a failed trial, or one behind the curve.
         recovery: Kept trials after which one such division is taken back.
@@ -49,6 +51,7 @@ class CreditConfig:
     window: int = attrs.field(default=20, validator=between(1))
     growth: float = attrs.field(default=1.15, validator=between(1.0, low_open=True))
     least_gain: float = attrs.field(default=0.5, validator=between(0.0))
+    least_rising: float = attrs.field(default=6.0, validator=between(1.0))
     probe_every: int = attrs.field(default=16, validator=between(1))
     caution: float = attrs.field(default=2.0, validator=between(1.0, low_open=True))
     recovery: int = attrs.field(default=16, validator=between(1))
@@ -94,6 +97,10 @@ class Credit:
     gradients with the steps before them (`hybridcore.alignment.Alignment`) may lift h above the reach: it
     grows while they agree, and falls back to the reach where they do not.
 
+    A path walked at the low rates of a warm-up says little about steps at the rate that it leads to, which
+    is the user's own way to longer steps. Jumps wait for its end, and for as long again, unless the path
+    supports far more steps than a warm-up adds.
+
     What has stopped to pay is left alone: after `patience` verdicts in a row without a proven gain, and
     without a clear fall of the loss, jumps rest. A model that has learned what its data tell goes on
     overfitting, and would only do so sooner; without a clear gap between held-out and training losses, jumps
@@ -133,8 +140,7 @@ class Credit:
         if state.phase is Phase.PREDICT:
             return Action(Phase.CORRECT, 1, "Correct follows Predict", observe=True)
         opening = state.trial_steps_left == 0
-        worth, reach = 1.0 + c.least_gain, state.reach if math.isfinite(state.reach) else 1.0
-        fading = _fading(state)
+        reach = state.reach if math.isfinite(state.reach) else 1.0
         if opening and c.foresight and state.forecast is not None:
             self._outlook = self._best_outlook(state, state.forecast)
         if opening and state.step < self._resumes:
@@ -149,11 +155,9 @@ class Credit:
         allowed = self._h * c.growth ** min(max(1, state.step - self._step), 100)
         self._h = max(1.0, min(target, allowed))
         self._step = state.step
-        if fading or self._h < worth:
-            reason = (
-                "the learning rate is in its decay" if fading else f"the path supports {target:.3g} steps"
-            )
-            return self._rest(state, reason)
+        too_few = self._h < 1.0 + c.least_gain or (state.statistics.rising and target < c.least_rising)
+        if too_few or _fading(state):
+            return self._rest(state, self._too_short(state, target))
         if not state.may_predict:
             reason = state.why_not or "Predict is not allowed"
             if state.trial_steps_left or state.consecutive_predicts:  # the cap on Predict phases in a row
@@ -186,6 +190,12 @@ class Credit:
             averaged=probe or self._trials + 2 >= self._next_probe,
             longest=self._trust,
         )
+
+    def _too_short(self, state: EngineState, target: float) -> str:
+        if _fading(state):
+            return "the learning rate is in its decay"
+        after = ", too few after a warm-up" if state.statistics.rising else ""
+        return f"the path supports {target:.3g} steps{after}"
 
     def _boosted(self, reach: float, state: EngineState) -> float:
         """The reach, longer where momentum makes it too careful a guess and it is far from the floor."""

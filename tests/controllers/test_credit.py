@@ -221,6 +221,19 @@ def test_no_jumps_while_the_learning_rate_decays():
     assert steps and max(steps) <= 102
 
 
+@pytest.mark.parametrize(("least", "earliest", "latest"), [(1.0, 1, 30), (4.5, 31, 78), (1e9, 79, 110)])
+def test_f86_after_a_warm_up_jumps_wait_for_as_long_again_unless_the_path_supports_far_more(
+    least, earliest, latest
+):
+    """A path walked at the low rates of a warm-up of 40 steps says little about those it leads to."""
+    spec = OptimizerSpec("sgd", 1e-3, warmup_steps=40, total_steps=400)
+    _, recorder = run(bowl(optimizer=spec), None, 150, config=CreditConfig(least_rising=least))
+    assert earliest <= min(j["step"] for j in recorder.named("jump")) <= latest
+    if least > 100.0:
+        reasons = [p["reason"] for p in recorder.named("phase-start") if p["step"] < 70]
+        assert any("too few after a warm-up" in reason for reason in reasons)
+
+
 @pytest.mark.parametrize(
     ("field", "one", "other"),
     [
