@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from enum import StrEnum
+from typing import Any
 
 __all__ = [
     "AdapterError",
@@ -78,6 +79,10 @@ class HybridCoreError(Exception):
             self.action = action
         super().__init__(what)
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        # `Exception` would call the class with the message alone, where a worker process sends it.
+        return _restored, (type(self), self.args, vars(self))
+
     def __str__(self) -> str:
         lines = [self.what]
         if self.where is not None:
@@ -89,6 +94,14 @@ class HybridCoreError(Exception):
         if self.fix is not None:
             lines.append(f"  fix: {self.fix}")
         return "\n".join(lines)
+
+
+def _restored(
+    kind: type[HybridCoreError], arguments: tuple[Any, ...], state: dict[str, Any]
+) -> HybridCoreError:
+    error = kind.__new__(kind, *arguments)
+    error.__dict__.update(state)
+    return error
 
 
 class ConfigProblem:

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import pickle
+
 import pytest
 
 from hybridcore import errors
@@ -52,3 +54,22 @@ def test_f55_all_mistakes_of_a_configuration_are_told_at_once():
     assert "1. phases.warmup_steps: out of range (got -1, expected a number in [0, inf))" in text
     assert "2. phases.warmpu: unknown key; did you mean 'warmup_steps'?" in text
     assert "run.toml" in text
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        HybridCoreError("it broke", where="here", got=3, expected="4", fix="do", action=RecoveryAction.ABORT),
+        errors.BatchError("it broke", got=(1, 2)),
+        ConfigError(
+            [ConfigProblem("phases.full_steps", "too small", got=0, expected=">= 1")], source="a.toml"
+        ),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+def test_f44_an_error_of_a_worker_process_arrives_whole(error):
+    again = pickle.loads(pickle.dumps(error))
+    assert type(again) is type(error)
+    assert str(again) == str(error)
+    assert again.action is error.action
+    assert again.args == error.args
