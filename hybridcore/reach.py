@@ -13,6 +13,9 @@ from hybridcore.protocols import Adapter
 
 __all__ = ["Reach"]
 
+_LATELY = 1.5
+_APART = 1.05
+
 
 class Reach:
     """Distance over gradients (DoG), measured on the optimizer's own updates.
@@ -35,6 +38,9 @@ class Reach:
     The sum is sampled: after the first steps only every `interval` steps, each sample counting for the
     steps since the one before it.
 
+    Where steps are too short the path is straight, and h grows with the root of the steps; where they are
+    right it wanders, and h stays, or falls. `growth` says which.
+
     Args:
         xp: Array namespace of the buckets.
         sample_share: The interval grows as this share of the steps so far.
@@ -56,6 +62,7 @@ class Reach:
         self._distance = 0.0
         self._counted = 0
         self._samples = 0
+        self._peaks: list[tuple[int, float]] = []
         self.horizon = math.nan
         self.alignment = Alignment()
 
@@ -63,6 +70,19 @@ class Reach:
     def next_sample(self) -> int:
         """Real step whose update should be sampled next."""
         return self._counted + max(1, min(self._max_interval, int(self._share * self._counted)))
+
+    @property
+    def growth(self) -> float:
+        """Exponent with which the horizon exceeds what it was at most before the last third of the steps.
+
+        ``log(h_t / max h_s) / log(t / s)``, s up to two thirds of t; a half for a straight path, zero or less
+        for one that wanders. NaN while unknown.
+        """
+        older = [peak for peak in self._peaks if _LATELY * peak[0] <= self._counted]
+        if not older or not self.horizon > 0.0:
+            return math.nan
+        step, peak = older[-1]
+        return math.log(self.horizon / peak) / math.log(self._counted / step)
 
     def start(self, adapter: Adapter) -> None:
         """Note where the path begins."""
@@ -120,6 +140,20 @@ class Reach:
         if math.isfinite(gap):
             self._distance = max(self._distance, gap)
         self._settle()
+        self._note_peak()
+
+    def _note_peak(self) -> None:
+        """Remember the largest horizon so far, at steps a twentieth apart, as long as it is of use."""
+        if not self.horizon > 0.0:
+            return
+        step, peak = self._peaks[-1] if self._peaks else (0, 0.0)
+        peak = max(peak, self.horizon)
+        if self._counted >= _APART * step:
+            self._peaks.append((self._counted, peak))
+        else:
+            self._peaks[-1] = (step, peak)
+        while len(self._peaks) > 1 and _LATELY * self._peaks[1][0] <= self._counted:
+            del self._peaks[0]
 
     def _settle(self) -> None:
         whole = max(self._sum, self._counted * self._recent)
@@ -134,6 +168,7 @@ class Reach:
             "distance": self._distance,
             "counted": self._counted,
             "samples": self._samples,
+            "peaks": list(self._peaks),
             "horizon": self.horizon,
             "alignment": self.alignment.state_dict(),
         }
@@ -143,6 +178,7 @@ class Reach:
         self._sum, self._distance = state["sum"], state["distance"]
         self._recent = state["recent"]
         self._counted, self._samples = state["counted"], state["samples"]
+        self._peaks = [(int(step), float(peak)) for step, peak in state["peaks"]]
         self.horizon = state["horizon"]
         self.alignment.load_state_dict(state["alignment"])
 

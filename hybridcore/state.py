@@ -243,6 +243,7 @@ class EngineState:
         confidence: In [0, 1]: how straight the recent path was; 0 while unknown.
         straightness: The raw cosine; NaN while unknown.
         reach: Multiple of the user's step that the path supports; NaN while unknown or not asked for.
+        reach_growth: Exponent with which it lately grew with the steps; NaN while unknown.
         alignments: Newest cosines between an update's fresh part and the update before, the newest last.
         aligned_steps: How many there were so far.
         next_sample: Real step whose update `reach` wants to see next.
@@ -281,5 +282,6 @@ class EngineState:
     window: int
     raised_threshold: float = 0.0
     curve_known: bool = True
+    reach_growth: float = math.nan
     alignments: tuple[float, ...] = ()
     aligned_steps: int = 0

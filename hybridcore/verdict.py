@@ -81,8 +81,9 @@ def judge(
 ) -> Verdict:
     """Judge window-averaged weights after a jump against the continued curve before it.
 
-    A trial behind the curve is still kept where its loss is clearly below that before the jump: to restore
-    would give the whole fall back, and the trial's real steps with it.
+    A trial behind the curve is still kept where its loss is clearly below that before the jump, by
+    `least_progress` of what the curve asks for: to restore would give that fall back, and the trial's real
+    steps with it. Where less was made of those steps, something is wrong that may last longer than the trial.
 
     Args:
         reference: The curve before the jump.
@@ -101,7 +102,7 @@ def judge(
     fall = paired_difference(reference.losses, achieved)
     level = gain >= -config.confidence_z * error
     falling = fall.mean > config.confidence_z * fall.error
-    kept = level or falling
+    kept = level or (falling and fall.mean >= config.least_progress * (fall.mean - gain))
     slope = -reference.slope
     sure = gain - error
     credit = behind = 0.0

@@ -81,6 +81,7 @@ class View:
             confidence=confidence,
             straightness=straightness,
             reach=self.reach.horizon if self.reach is not None else math.nan,
+            reach_growth=self.reach.growth if self.reach is not None else math.nan,
             alignments=self.reach.alignment.samples if self.reach is not None else (),
             aligned_steps=self.reach.alignment.count if self.reach is not None else 0,
             next_sample=self.reach.next_sample if self.reach is not None else 0,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 
 import array_api_compat.numpy as xp
@@ -83,6 +84,32 @@ def test_a_straight_path_supports_ever_longer_steps():
     reach = Reach(xp, sample_share=1e-9)
     walk(adapter, 64, reach)
     assert reach.horizon == pytest.approx(8.0, rel=1e-2)
+
+
+def test_f86_the_reach_grows_with_the_root_of_the_steps_on_a_straight_path():
+    adapter = quadratic(6, size=4, condition=1.0, optimizer=OptimizerSpec("sgd", 1e-4))
+    reach = Reach(xp)
+    assert math.isnan(reach.growth)
+    walk(adapter, 64, reach)
+    assert reach.growth == pytest.approx(0.5, abs=0.05)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_f86_it_does_not_grow_where_the_path_wanders(seed):
+    """At the bottom of a bowl, with noise, steps lead nowhere; no dip of the reach is taken for growth."""
+    adapter = quadratic(seed, size=50, optimizer=OptimizerSpec("sgd", 0.3), noise=1.0)
+    walk(adapter, 100, Reach(xp))
+    reach = Reach(xp)
+    walk(adapter, 200, reach)
+    assert reach.growth < 0.1
+
+
+def test_f86_what_growth_needs_stays_small_and_survives_a_round_trip():
+    reach, other = Reach(xp), Reach(xp)
+    walk(quadratic(7, noise=1.0), 2000, reach)
+    assert len(reach.state_dict()["peaks"]) < 12
+    other.load_state_dict(json.loads(json.dumps(reach.state_dict())))
+    assert other.growth == reach.growth
 
 
 def test_sampling_keeps_the_value():

@@ -75,11 +75,26 @@ def test_f82_a_trial_behind_the_curve_is_kept_where_its_loss_fell_clearly(z, tim
     error = 0.001 / np.sqrt(11)
     fall = times * z * error
     verdict = judge(
-        line(0.01), 2.0 + SPREAD - fall + 0.001 * noise, 115.0, 50.0, VerdictConfig(confidence_z=z)
+        line(0.01),
+        2.0 + SPREAD - fall + 0.001 * noise,
+        115.0,
+        50.0,
+        VerdictConfig(confidence_z=z, least_progress=0.0),
     )
     assert verdict.kept is kept
     assert verdict.credit_steps == 0.0
     assert verdict.behind_steps == pytest.approx((0.15 - fall) / 0.01 if kept else 0.0)
+
+
+@pytest.mark.parametrize("least", [0.3, 0.7])
+@pytest.mark.parametrize(("more", "kept"), [(0.01, True), (-0.01, False)])
+def test_f82_it_fails_where_too_little_was_made_of_its_steps(least, more, kept):
+    """The curve asked for 0.01 in each of 15 steps."""
+    noise = 0.001 * np.random.default_rng(1).standard_normal(11)
+    achieved = 2.0 + SPREAD + (noise - noise.mean()) - (least + more) * 0.15
+    verdict = judge(line(0.01), achieved, 115.0, 50.0, VerdictConfig(least_progress=least))
+    assert verdict.falling
+    assert verdict.kept is kept
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])

@@ -37,10 +37,13 @@ class VerdictConfig:
         guard_z: One-sided guard inside a trial: training losses this many deviations above the level before
             it, and above the peak of the last 32 losses, fail the trial: the second one, or one that is three
             times as far out.
+        least_progress: A trial behind the curve is kept where the loss has still fallen by this share of what
+            the curve asks for, and fails below that.
         guard_factor: The guard also needs a loss above this multiple of that level.
     """
 
     confidence_z: float = attrs.field(default=2.0, validator=between(0.0))
+    least_progress: float = attrs.field(default=0.5, validator=between(0.0, 1.0))
     guard_z: float = attrs.field(default=6.0, validator=between(1.0))
     guard_factor: float = attrs.field(default=1.5, validator=between(1.0))
 

@@ -37,6 +37,8 @@ class CreditConfig:
         align_leak: It shrinks by this per step seen while neither is clear.
         align_reach: Largest multiple of the reach to which it may grow so.
         align_most: Longest horizon to which it may grow so.
+        align_floor: The horizon exceeds the reach only where the reach itself is at least this,
+        align_trend: or where the reach grows with this power of the steps or more.
         trust: Largest norm of a repetition over the norm of the weights at first, beside
             ``groups.max_relative_repeat``. It doubles with each verdict that proves a gain, up to 1, and is
             halved after a failed trial, or one behind the curve, down to a thousandth of what it was first.
@@ -62,6 +64,8 @@ class CreditConfig:
     align_leak: float = attrs.field(default=1.005, validator=between(1.0))
     align_reach: float = attrs.field(default=3.0, validator=between(0.0, low_open=True))
     align_most: float = attrs.field(default=8.0, validator=between(1.0))
+    align_floor: float = attrs.field(default=1.5, validator=between(0.0))
+    align_trend: float = attrs.field(default=0.25, validator=between(0.0))
     patience: int = attrs.field(default=2, validator=between(0))
     rest: int = attrs.field(default=100, validator=between(1))
     trust: float = attrs.field(default=0.01, validator=between(0.0, low_open=True))
@@ -95,7 +99,8 @@ class Credit:
     Where the optimizer normalises its gradients, their size does not shorten the reach when steps get too
     long, and the reach is only a guess up to a factor, at first too short a one. There the alignment of
     gradients with the steps before them (`hybridcore.alignment.Alignment`) may lift h above the reach: it
-    grows while they agree, and falls back to the reach where they do not.
+    grows while they agree, and falls back to the reach where they do not. Gradients agree for a while at any
+    rate, so that is not enough: the reach must be above the floor, or grow as it does on a straight path.
 
     A path walked at the low rates of a warm-up says little about steps at the rate that it leads to, which
     is the user's own way to longer steps. Jumps wait for its end, and for as long again, unless the path
@@ -157,7 +162,7 @@ class Credit:
         self._step = state.step
         too_few = self._h < 1.0 + c.least_gain or (state.statistics.rising and target < c.least_rising)
         if too_few or _fading(state):
-            return self._rest(state, self._too_short(state, target))
+            return self._rest(state, self._too_short(state, self._found(target, reach)))
         if not state.may_predict:
             reason = state.why_not or "Predict is not allowed"
             if state.trial_steps_left or state.consecutive_predicts:  # the cap on Predict phases in a row
@@ -181,7 +186,7 @@ class Credit:
         return Action(
             Phase.PREDICT,
             0,
-            f"the path supports {target:.3g} steps, going {self._h:.3g}",
+            f"{self._found(target, reach)}, going {self._h:.3g}",
             predictor=name,
             horizon=max(self._h - 1.0, 0.01),
             settle=c.window,
@@ -191,11 +196,14 @@ class Credit:
             longest=self._trust,
         )
 
-    def _too_short(self, state: EngineState, target: float) -> str:
+    def _found(self, target: float, reach: float) -> str:
+        lifted = f", its reach {reach:.3g}" if target > reach else ""
+        return f"the path supports {target:.3g} steps{lifted}"
+
+    def _too_short(self, state: EngineState, found: str) -> str:
         if _fading(state):
             return "the learning rate is in its decay"
-        after = ", too few after a warm-up" if state.statistics.rising else ""
-        return f"the path supports {target:.3g} steps{after}"
+        return found + (", too few after a warm-up" if state.statistics.rising else "")
 
     def _boosted(self, reach: float, state: EngineState) -> float:
         """The reach, longer where momentum makes it too careful a guess and it is far from the floor."""
@@ -222,7 +230,8 @@ class Credit:
             else:
                 self._aligned /= c.align_leak**fresh
         self._aligned = max(min(self._aligned, c.align_reach * reach, c.align_most), 1.0)
-        return self._aligned
+        straight = reach >= c.align_floor or state.reach_growth >= c.align_trend
+        return self._aligned if straight else 1.0
 
     def _best_outlook(self, state: EngineState, forecast: Callable[[Action, int], Rollout]) -> float:
         """Ratio of the horizon with the lowest forecast, plus one deviation of what the model ignores.

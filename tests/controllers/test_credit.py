@@ -301,7 +301,9 @@ def following(reach=100.0, **settings):
     def show(*cosines):
         for cosine in cosines:
             seen.append(cosine)
-            state = SimpleNamespace(aligned_steps=len(seen), alignments=tuple(seen[-20:]))
+            state = SimpleNamespace(
+                aligned_steps=len(seen), alignments=tuple(seen[-20:]), reach_growth=math.nan
+            )
             controller._follow(state, reach)
         return controller._aligned
 
@@ -335,6 +337,24 @@ def test_f85_noise_moves_nothing_and_the_reach_is_a_bound():
     for reach, bound in ((1.2, 2.4), (3.9, 6.0), (7.0, 6.0), (0.1, 1.0)):
         _, show = following(reach=reach, align_reach=2.0, align_most=6.0)
         assert show(*AGREE * 10) == pytest.approx(bound)
+
+
+@pytest.mark.parametrize(
+    ("reach", "growth", "lifted"),
+    [(1.4, 0.2, False), (1.4, 0.3, True), (1.6, 0.2, True), (1.6, math.nan, True), (1.4, math.nan, False)],
+)
+def test_f86_alignment_lifts_only_a_reach_that_grows_or_is_long_enough(reach, growth, lifted):
+    """Gradients agree for a while at the best rate too, where three times the step ruins a transformer."""
+    from types import SimpleNamespace
+
+    controller = Credit(CreditConfig(align_floor=1.5, align_trend=0.25))
+    for count in range(1, 40):
+        state = SimpleNamespace(
+            aligned_steps=count, alignments=(AGREE * 7)[: min(count, 20)], reach_growth=growth
+        )
+        found = controller._follow(state, reach)
+    assert controller._aligned == pytest.approx(3.0 * reach)
+    assert found == (controller._aligned if lifted else 1.0)
 
 
 def test_f85_without_a_clear_sign_the_horizon_leaks_away():
