@@ -13,9 +13,6 @@ from hybridcore.protocols import Adapter
 
 __all__ = ["Reach"]
 
-_LATELY = 1.5
-_APART = 1.05
-
 
 class Reach:
     """Distance over gradients (DoG), measured on the optimizer's own updates.
@@ -62,7 +59,7 @@ class Reach:
         self._distance = 0.0
         self._counted = 0
         self._samples = 0
-        self._peaks: list[tuple[int, float]] = []
+        self._past: list[tuple[int, float]] = []
         self.horizon = math.nan
         self.alignment = Alignment()
 
@@ -73,16 +70,17 @@ class Reach:
 
     @property
     def growth(self) -> float:
-        """Exponent with which the horizon exceeds what it was at most before the last third of the steps.
+        """Exponent with which the horizon exceeds what it was at most in the middle third of the steps.
 
-        ``log(h_t / max h_s) / log(t / s)``, s up to two thirds of t; a half for a straight path, zero or less
-        for one that wanders. NaN while unknown.
+        ``log(h_t / max h_s) / log(t / s)``, s from a third of t to two thirds; a half for a straight path,
+        zero or less for one that wanders. NaN while unknown.
         """
-        older = [peak for peak in self._peaks if _LATELY * peak[0] <= self._counted]
-        if not older or not self.horizon > 0.0:
+        now = self._counted
+        middle = [(h, step) for step, h in self._past if step <= now / 1.5 and step >= now / 3.0]
+        if not middle or not self.horizon > 0.0:
             return math.nan
-        step, peak = older[-1]
-        return math.log(self.horizon / peak) / math.log(self._counted / step)
+        highest, step = max(middle)
+        return math.log(self.horizon / highest) / math.log(now / step)
 
     def start(self, adapter: Adapter) -> None:
         """Note where the path begins."""
@@ -140,20 +138,18 @@ class Reach:
         if math.isfinite(gap):
             self._distance = max(self._distance, gap)
         self._settle()
-        self._note_peak()
+        self._note()
 
-    def _note_peak(self) -> None:
-        """Remember the largest horizon so far, at steps a twentieth apart, as long as it is of use."""
+    def _note(self) -> None:
+        """Remember the horizon at steps a twentieth apart, as long as `growth` needs it."""
         if not self.horizon > 0.0:
             return
-        step, peak = self._peaks[-1] if self._peaks else (0, 0.0)
-        peak = max(peak, self.horizon)
-        if self._counted >= _APART * step:
-            self._peaks.append((self._counted, peak))
+        step, highest = self._past[-1] if self._past else (0, 0.0)
+        if self._counted >= 1.05 * step:
+            self._past.append((self._counted, self.horizon))
         else:
-            self._peaks[-1] = (step, peak)
-        while len(self._peaks) > 1 and _LATELY * self._peaks[1][0] <= self._counted:
-            del self._peaks[0]
+            self._past[-1] = (step, max(highest, self.horizon))
+        self._past = [entry for entry in self._past if entry[0] >= self._counted / 3.0]
 
     def _settle(self) -> None:
         whole = max(self._sum, self._counted * self._recent)
@@ -168,7 +164,7 @@ class Reach:
             "distance": self._distance,
             "counted": self._counted,
             "samples": self._samples,
-            "peaks": list(self._peaks),
+            "past": list(self._past),
             "horizon": self.horizon,
             "alignment": self.alignment.state_dict(),
         }
@@ -178,7 +174,7 @@ class Reach:
         self._sum, self._distance = state["sum"], state["distance"]
         self._recent = state["recent"]
         self._counted, self._samples = state["counted"], state["samples"]
-        self._peaks = [(int(step), float(peak)) for step, peak in state["peaks"]]
+        self._past = [(int(step), float(h)) for step, h in state["past"]]
         self.horizon = state["horizon"]
         self.alignment.load_state_dict(state["alignment"])
 
