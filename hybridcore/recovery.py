@@ -7,6 +7,7 @@ predictions back; it asks the engine, as its `Host`, for what only the engine ca
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Mapping
 from typing import Any, NoReturn, Protocol
 
@@ -29,6 +30,9 @@ __all__ = ["Host", "Recovery"]
 logger = logging.getLogger("hybridcore")
 
 _OWNER = "recovery"
+
+_SAME = 0.01
+"""Relative difference below which a score is that of the time before."""
 
 
 class Host(Protocol):
@@ -107,6 +111,8 @@ class Recovery:
         self._record: StepRecord | None = None
         self._in_a_row = 0
         self._relax_at = 0
+        self._blamed: tuple[str, float, float] | None = None
+        self._blamed_at = self._passes_by = 0
 
     # -- the engine calls ------------------------------------------------------------------------------
 
@@ -220,10 +226,39 @@ class Recovery:
         worst = signals[0]
         if worst.level > SignalLevel.CAUTION:
             self.states.doubt(record.step)
+        if all(self._its_own(signal, record.step) for signal in signals if signal.level is worst.level):
+            return self._let_pass(worst, record.step)
         action = self.policy.action(worst, record.step)
         if worst.level is SignalLevel.CAUTION and action is RecoveryAction.CONTINUE:
             return False
         return self._act(action, worst, record)
+
+    def _its_own(self, signal: Signal, step: int) -> bool:
+        """Whether the run does again what a batch was blamed for: the same signal after going back.
+
+        On full batches going back to the same state with the same rate leads to the same losses, and a spike
+        that the user's optimizer makes by itself would be undone for ever, or cost the learning rate.
+        """
+        blamed, c = self._blamed, self._config
+        if blamed is None or self._host.in_trial or signal.level is not SignalLevel.CRITICAL:
+            return False
+        name, limit, value = blamed
+        if (signal.name, signal.limit) != (name, limit):
+            return False
+        if self._passes_by:
+            return step < self._passes_by
+        same = math.isclose(signal.value, value, rel_tol=_SAME)
+        if same and step - self._blamed_at <= c.forget_after:
+            self._passes_by = step + c.full_steps
+        return self._passes_by > 0
+
+    def _let_pass(self, signal: Signal, step: int) -> bool:
+        """No predictions while a rise has time to come down by itself; what lasts longer is answered."""
+        left = self._passes_by - step
+        reason = f"{describe(signal)}; no batch is to blame, and it has {left} steps to pass"
+        self._report(RecoveryAction.FORCE_FULL, signal.name, reason)
+        self._host.force_full(left)
+        return True
 
     def _act(self, action: RecoveryAction, signal: Signal, record: StepRecord) -> bool:
         step, c = record.step, self._config
@@ -264,6 +299,9 @@ class Recovery:
         if state is None or self._in_a_row >= self._config.max_rollbacks:
             self._abort(signal, reason, step)
         self._in_a_row += 1
+        blames = not scale and math.isfinite(signal.value)
+        self._blamed = (signal.name, signal.limit, signal.value) if blames else None
+        self._blamed_at, self._passes_by = step, 0
         begun = self._put_back(state, reason)
         rate = self._rates.factor(_OWNER)
         if scale and self._rates.available:
@@ -328,6 +366,7 @@ class Recovery:
             "actions": dict(self.actions),
             "resets": self._seeds.n_children_spawned,
             "rollbacks": [self._in_a_row, self._relax_at],
+            "blamed": [self._blamed, self._blamed_at, self._passes_by],
             "begun": self._begun,
             "record": self._record,
             "states": self.states.state_dict(),
@@ -343,5 +382,8 @@ class Recovery:
         self.actions = dict(state["actions"])
         self._seeds = np.random.SeedSequence(self._seeds.entropy, n_children_spawned=int(state["resets"]))
         self._in_a_row, self._relax_at = map(int, state["rollbacks"])
+        blamed, *steps = state["blamed"]
+        self._blamed = tuple(blamed) if blamed is not None else None
+        self._blamed_at, self._passes_by = map(int, steps)
         self._begun, self._record = bool(state["begun"]), state["record"]
         self.states.load_state_dict(state["states"])

@@ -67,9 +67,12 @@ TUNING = {
     # Whatever falls by less than all of itself is a plateau.
     "divergence": {"options": {"plateau": {"window": 20, "tolerance": 1.0}}},
 }
-# Gradients that shrink at all are found vanishing, check after check.
+# Losses with noise are found oscillating, check after check.
 GRUMBLING = {
-    "divergence": {"monitors": ("gradient-norm",), "options": {"gradient-norm": {"vanishing": 1.0}}},
+    "divergence": {
+        "monitors": ("oscillation",),
+        "options": {"oscillation": {"caution": 0.0, "warning": 0.0, "window": 32, "amplitude": 0.0}},
+    },
 }
 
 # Field: two values, what else is set, and which predictor proposes.

@@ -47,10 +47,12 @@ def by_hand(load, recipe, steps, iterations):
     for _ in range(steps):
         closure()
         adam.step()
+    model, batch = model.double(), [part.double() for part in batch]
     options = {"tolerance_grad": 1e-8, "tolerance_change": 0.0, "line_search_fn": "strong_wolfe"}
     lbfgs = torch.optim.LBFGS(model.parameters(), max_iter=10, max_eval=1000, history_size=100, **options)
     for _ in range(iterations // 10):
         lbfgs.step(closure)
+    model.float()
     return built.evaluate(model, data.validation)["loss"], closures
 
 
@@ -153,3 +155,39 @@ def test_apart_baseline_and_hybrid_share_a_process_and_seeds_come_in_order(load,
     assert seeds == sorted(seeds)
     assert ran.count((1, ("tuned",))) == 1
     assert two.tuned(tmp_path / recipe.name) == plans.Tuned(0.1, "constant"), "the ladder went on down"
+
+
+class Valley(torch.nn.Module):
+    """A loss of 0.0034 where the gradient is along a curvature of 3,400 and little is left along one of 1."""
+
+    def __init__(self):
+        super().__init__()
+        self.place = torch.nn.Parameter(torch.tensor([1.6e-5, 5e-4]))
+
+    def forward(self):
+        across, along = self.place
+        return 0.0034 + 1700.0 * across**2 + 0.5 * along**2
+
+
+def test_lbfgs_goes_on_where_single_precision_cannot_tell_a_step_from_none(load):
+    handover, model = load("handover"), Valley()
+    adapter = handover.lbfgs_of(model, lambda model, batch: model().reshape(1))
+    assert adapter.model.place.dtype == torch.float64
+    single = torch.optim.LBFGS(
+        model.parameters(), **{k: v for k, v in adapter.optimizer.defaults.items() if k != "lr"}
+    )
+
+    def closure():
+        single.zero_grad()
+        loss = model()
+        loss.backward()
+        return loss
+
+    before = model.place.detach().clone()
+    for _ in range(3):
+        adapter.train_step(None)
+    assert torch.equal(model.place, before), "the model itself is left as it is"
+    for _ in range(3):
+        single.step(closure)
+    assert abs(adapter.model.place[1]) < 1e-8
+    assert abs(model.place[1]) > 4e-4, "or else double precision is not needed"

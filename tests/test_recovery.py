@@ -11,6 +11,7 @@ from test_divergence import Scripted as ScriptedMonitor
 
 from hybridcore.config import RecoveryConfig
 from hybridcore.errors import DivergenceError, RecoveryAction
+from hybridcore.monitors.loss_deviation import LossDeviation
 from hybridcore.monitors.non_finite import NonFinite
 from hybridcore.policy import DEFAULT_POLICY, Policy
 from hybridcore.predictors.last_update import LastUpdate
@@ -465,3 +466,63 @@ def test_a_clean_run_is_the_same_with_and_without_monitors():
         ends.append(bits(adapter.snapshot()))
         assert not recorder.named("recovery")
     assert ends[0] == ends[1]
+
+
+def fed(engine, recorder, losses, restart):
+    """Let an engine see these losses; whenever it goes back, `restart` says which loss comes next."""
+    index = 0
+    while index < len(losses):
+        gone_back = len(recorder.named("rollback"))
+        engine.before_step()
+        engine.adapter.train_step(None)
+        engine.after_step(StepResult(float(losses[index]), 1.0 + 1e-3 * engine.real_steps))
+        index = index + 1 if len(recorder.named("rollback")) == gone_back else restart(index)
+        assert engine.real_steps < 2000, "it goes back for ever"
+
+
+def watched(**recovery):
+    config = configure(recovery={"snapshot_every": 20, "prove_after": 10, **recovery})
+    return build(bowl(), config, Scripted(), monitors=[LossDeviation()])
+
+
+SUDDEN = np.concatenate([np.ones(100), 1.0 + np.sin(np.pi * np.arange(30) / 30), np.ones(100)])
+"""A spike that comes down by itself and that nothing announces."""
+
+
+def test_a_spike_that_comes_again_after_going_back_is_the_runs_own_and_may_pass():
+    engine, recorder = watched()
+    fed(engine, recorder, np.concatenate([SUDDEN, SUDDEN, SUDDEN]), lambda index: 80)
+    first, *others = actions(recorder)
+    assert first[1] == "skip-batch", "a batch may have been to blame"
+    assert {action for _, action in others} == {"force-full-phase"}
+    assert "no batch is to blame" in recorder.named("recovery")[1]["reason"]
+    assert len(recorder.named("rollback")) == 1 and engine.adapter.learning_rate == 0.01
+    assert all(step < 240 for step, _ in others), "the spikes that follow are like the first"
+
+
+def test_a_rise_that_comes_again_and_stays_is_answered_firmly():
+    engine, recorder = watched(full_steps=20)
+    loss = np.concatenate([np.ones(100), np.linspace(1.5, 6.0, 80)])
+    fed(engine, recorder, loss, lambda index: 80 if len(recorder.named("rollback")) == 1 else 10**6)
+    names = [action for _, action in actions(recorder)]
+    assert names[0] == "skip-batch" and names[-1] == "roll-back-and-retry"
+    assert set(names[1:-1]) == {"force-full-phase"}
+    waited = actions(recorder)[-1][0] - actions(recorder)[1][0]
+    assert 20 <= waited <= 30, "as long as it was given to pass"
+
+
+def test_a_batch_that_is_blamed_once_is_not_there_again():
+    """Another score after going back is another batch's: the learning rate comes down, as before."""
+    engine, recorder = watched()
+    losses = np.concatenate([SUDDEN[:140], SUDDEN[90:140] ** 1.5, np.ones(60)])
+    fed(engine, recorder, losses, lambda index: 140 if index < 140 else 190)
+    assert [action for _, action in actions(recorder)][:2] == ["skip-batch", "roll-back-and-retry"]
+
+
+def test_recovery_remembers_what_it_blamed():
+    engine, recorder = watched()
+    fed(engine, recorder, SUDDEN[:125], lambda index: 10**6)
+    heir, _ = watched()
+    heir.recovery.load_state_dict(engine.recovery.state_dict())
+    assert engine.recovery._blamed is not None
+    assert heir.recovery.state_dict()["blamed"] == engine.recovery.state_dict()["blamed"]

@@ -272,8 +272,9 @@ RECIPES: tuple[Recipe, ...] = (
         data="burgers",
         published="tanh network 2-20-20-20-1, 2,540 + 80 + 160 points, Adam 1e-3, 15,000 steps, then L-BFGS "
         "(100 pairs, strong Wolfe, gradient below 1e-8 or 15,000 iterations)",
-        replaced="another quasi-random set of points; the target is the loss after L-BFGS, whose closures "
-        "all count, and a row of its own ends with Adam; L-BFGS from the start is a rival",
+        replaced="another quasi-random set of points; L-BFGS in double precision, as DeepXDE advises where "
+        "it stops early; the target is the loss after L-BFGS, whose closures all count, and a row "
+        "of its own ends with Adam; L-BFGS from the start is a rival",
         optimizer="adam",
         learning_rate=1e-3,
         batch_size=0,

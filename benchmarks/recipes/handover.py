@@ -4,10 +4,17 @@ The engine works for the first optimizer. Its jumps would make L-BFGS forget its
 worth more than a jump, so it does what a user's script would do: it ends (an open trial is judged), and
 L-BFGS goes on from its weights in the user's own loop. All arms hand over in the same way and pay for every
 closure.
+
+L-BFGS works in double precision, as DeepXDE advises where it stops early. Adam ends where the curvature along
+the gradient is thousands of times that along other directions. The first line search gives L-BFGS the scale
+of that one direction, and what the next step promises is less than the rounding error of the loss in single
+precision. Of 24 ends of Adam that differed by rounding alone, 11 then stopped L-BFGS within six iterations;
+in double precision none did.
 """
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
@@ -39,16 +46,17 @@ GROWN = ("cost", "real_steps", "backward_passes", "skipped", "elapsed")
 
 
 def lbfgs_of(model: torch.nn.Module, loss_fn: Callable[[Any, Any], torch.Tensor]) -> TorchAdapter:
-    """A model's adapter with PyTorch's L-BFGS and DeepXDE's defaults.
+    """A double-precision copy of a model with PyTorch's L-BFGS and DeepXDE's defaults.
 
     100 pairs, strong Wolfe line search, no tolerance of the change, 1e-8 of the gradient.
 
     Args:
-        model: The model that the first phase trained.
+        model: The model that the first phase trained; it is left as it is.
         loss_fn: Its loss.
     """
+    wide = copy.deepcopy(model).double()
     optimizer = torch.optim.LBFGS(
-        [p for p in model.parameters() if p.requires_grad],
+        [p for p in wide.parameters() if p.requires_grad],
         max_iter=ITERATIONS,
         max_eval=100 * ITERATIONS,  # the limit of closures is kept between calls
         history_size=100,
@@ -56,14 +64,22 @@ def lbfgs_of(model: torch.nn.Module, loss_fn: Callable[[Any, Any], torch.Tensor]
         tolerance_change=0.0,
         line_search_fn="strong_wolfe",
     )
-    return TorchAdapter(model, optimizer, loss_fn)
+    return TorchAdapter(wide, optimizer, loss_fn)
+
+
+def _double(batch: Any) -> Any:
+    """A batch in double precision; what is no floating-point tensor stays."""
+    if isinstance(batch, tuple | list):
+        return type(batch)(_double(part) for part in batch)
+    return batch.double() if isinstance(batch, torch.Tensor) and batch.is_floating_point() else batch
 
 
 class Lbfgs(Baseline):
     """L-BFGS until it makes no more progress, or for as many iterations, and at most 1.25 times the closures.
 
     Args:
-        adapter: The model with its L-BFGS.
+        model: What the first phase trained; it has the weights after each step, to be evaluated.
+        loss_fn: Its loss.
         events: Who hears of steps.
         clock: Training time.
         config: Gives how often steps are reported.
@@ -73,15 +89,17 @@ class Lbfgs(Baseline):
 
     def __init__(
         self,
-        adapter: TorchAdapter,
+        model: torch.nn.Module,
+        loss_fn: Callable[[Any, Any], torch.Tensor],
         events: EventBus,
         clock: Stopwatch,
         config: HybridConfig,
         before: dict[str, Any],
         iterations: int,
     ) -> None:
+        adapter = lbfgs_of(model, loss_fn)
         super().__init__(adapter, events, clock, config.metrics)
-        self.optimizer = adapter.optimizer
+        self.model, self.wide, self.optimizer = model, adapter.model, adapter.optimizer
         for name in ("cost", "real_steps", "backward_passes", "skipped"):
             setattr(self.counts, name, before[name])
         self._most = self.counts.cost + 1.25 * iterations
@@ -89,7 +107,8 @@ class Lbfgs(Baseline):
 
     def step(self, batch: Any) -> StepResult:
         """One call of the optimizer: up to `ITERATIONS` iterations."""
-        result = super().step(batch)
+        result = super().step(_double(batch))
+        self.model.load_state_dict(self.wide.state_dict())
         made, self.iterations = self._made() - self.iterations, self._made()
         # A call that does not get beyond its first iteration has converged (DeepXDE stops there too), and
         # one that the adapter took back for a loss or weights that are not finite would only repeat itself.
@@ -143,8 +162,8 @@ class HandOver:
         if isinstance(self._first, RivalRun):
             self._first.settle()
         loss_fn = build(named(config.task.options["recipe"]), config.run.seed).loss_fn
-        adapter = lbfgs_of(task.adapter.model, loss_fn)  # type: ignore[attr-defined]
-        return Lbfgs(adapter, events, clock, config, summary, self._iterations), summary
+        model = task.adapter.model  # type: ignore[attr-defined]
+        return Lbfgs(model, loss_fn, events, clock, config, summary, self._iterations), summary
 
     @property
     def steps(self) -> int:

@@ -28,7 +28,7 @@ class GradientNormConfig:
         exploding: Multiples of the baseline that are a warning, where two norms in a row are that large; ten
             times as many are critical at once.
         vanishing: Share of the baseline below which five norms in a row are a warning, unless the loss has
-            come down by half as well.
+            come down as well.
         window: Norms that the baseline is the median of.
         quiet_steps: Norms at the start, or after a reset, in which only the baseline is learned.
     """
@@ -129,8 +129,10 @@ class GradientNorm:
             return None
         losses = list(self._losses)
         now, before = median(losses[-_VANISHED_IN_A_ROW:]), median(losses)
-        if before > 0.0 and now < 0.5 * before:
-            return None  # an optimum comes near: loss and gradient go down together
+        if now < before:
+            # An optimum comes near, or the gradient was that of an oscillation which a smaller learning rate
+            # has ended. Units that died, or saturate, leave the loss higher than before.
+            return None
         return Signal(SignalLevel.WARNING, self.name, max(last) / usual, self.config.vanishing)
 
     def state_dict(self) -> dict[str, Any]:

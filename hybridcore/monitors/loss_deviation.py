@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 import attrs
 
 from hybridcore.config import between
-from hybridcore.protocols import API_VERSION, Signal, SignalLevel, StepRecord
+from hybridcore.protocols import API_VERSION, Phase, Signal, SignalLevel, StepRecord
 
 __all__ = ["LossDeviation"]
 
@@ -19,6 +19,12 @@ _GAUSSIAN = math.sqrt(math.pi / 2.0)
 
 _CLIP = 2.5
 """Deviations that one loss may at most count for in the baseline."""
+
+_BEYOND = 2.0
+"""Multiple of what has passed by itself, in height and in length, below which a rise is nothing new."""
+
+_RISE = 4
+"""Steps in a row that a rise lasts at least; noise stays up for fewer."""
 
 
 @attrs.frozen(kw_only=True)
@@ -52,6 +58,11 @@ class LossDeviation:
     with more than 2.5 deviations (winsorised, as in Huber 1964), so that what is to be found does not hide
     itself. The smallest of the last `persistence` z-scores counts. A loss below its average never alarms.
 
+    Some losses spike and come down by themselves again and again, as on full batches at a learning rate near
+    the edge of stability. A rise that passed by itself, in Full steps alone, is remembered by its score and
+    its length; one that is at most twice as high and twice as long as the largest of these is no signal. It
+    is one as soon as it lasts longer.
+
     Example:
         >>> from hybridcore.protocols import Phase
         >>> monitor = LossDeviation()
@@ -79,6 +90,8 @@ class LossDeviation:
         self._seen = 0
         self._recent: deque[float] = deque(maxlen=self.config.persistence)
         self._worst = self._outlier = -math.inf
+        self._length, self._height, self._rest, self._start, self._alone = 0, 0.0, 0, 0.0, True
+        self._healed = (0, 0.0)
 
     def observe(self, record: StepRecord) -> None:
         """Score one loss, then let it into the baseline."""
@@ -91,9 +104,15 @@ class LossDeviation:
             z = gap / scale
             self._recent.append(z)
             if z > 0.7 * c.sigma:
+                if not self._length:
+                    self._start = self._level + 0.7 * c.sigma * scale
+                self._rest = 0
+                self._alone = self._alone and record.phase is Phase.FULL
                 self._suspect(z, gap)
                 gap = min(gap, _CLIP * scale)
                 loss = self._level + gap
+            elif self._length:
+                self._pass_by(loss)
         elif not self._seen:
             self._level, gap = loss, 0.0
         self._seen += 1
@@ -106,11 +125,30 @@ class LossDeviation:
             self._lowest = loss
 
     def _suspect(self, z: float, gap: float) -> None:
-        if len(self._recent) == self.config.persistence:
-            self._worst = max(self._worst, min(self._recent))
+        self._length += 1
+        if self._length >= self.config.persistence:
+            score = min(self._recent)
+            self._height = max(self._height, score)
+            length, height = self._healed
+            if self._length > _BEYOND * length or score > _BEYOND * height:
+                self._worst = max(self._worst, score)
         if z > 2.0 * self.config.sigma:
             span = max(self._highest - self._lowest, abs(self._level), 1e-300)
             self._outlier = max(self._outlier, gap / span)
+
+    def _pass_by(self, loss: float) -> None:
+        """End a rise where the loss is back to where it began, or where it has stayed up for good.
+
+        Only the first is remembered, and only without jumps, which say nothing about the run's own ways.
+        """
+        self._rest += 1
+        if loss <= self._start:
+            if self._alone and self._length >= max(_RISE, self.config.persistence):
+                length, height = self._healed
+                self._healed = max(length, self._length), max(height, self._height)
+        elif self._rest <= self.config.memory:
+            return
+        self._length, self._height, self._rest, self._alone = 0, 0.0, 0, True
 
     def check(self, record: StepRecord) -> Signal | None:
         """The worst since the last check."""
@@ -136,6 +174,8 @@ class LossDeviation:
             "seen": self._seen,
             "recent": list(self._recent),
             "worst": [self._worst, self._outlier],
+            "rise": [self._length, self._height, self._rest, self._start, self._alone],
+            "healed": list(self._healed),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -145,3 +185,7 @@ class LossDeviation:
         self._seen = int(state["seen"])
         self._recent = deque(state["recent"], maxlen=self.config.persistence)
         self._worst, self._outlier = state["worst"]
+        length, self._height, rest, self._start, alone = state["rise"]
+        self._length, self._rest, self._alone = int(length), int(rest), bool(alone)
+        length, height = state["healed"]
+        self._healed = int(length), float(height)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import attrs
 import numpy as np
 import pytest
 
@@ -13,6 +14,7 @@ from hybridcore.monitors.non_finite import NonFinite
 from hybridcore.monitors.oscillation import Oscillation
 from hybridcore.monitors.plateau import Plateau
 from hybridcore.monitors.prediction_error import PredictionError
+from hybridcore.protocols import Phase
 from hybridcore.testing.monitor_contract import records
 
 
@@ -53,6 +55,55 @@ def test_f32_one_hard_batch_is_no_divergence_but_an_explosion_is():
     calm = list(gaussian(500))
     assert last(LossDeviation(), records([*calm, 20.0])) is None
     assert last(LossDeviation(), records([*calm, 10.0 + 100 * (max(calm) - min(calm))])) == "critical"
+
+
+def ringing(height, count=150):
+    """Losses near one with a spike that rings and dies away, as of Adam at the edge of stability."""
+    n = np.arange(count) - 60
+    hump = np.sin(np.pi * n / 8.0) ** 2 * np.exp(-np.maximum(n, 0) / 12.0)
+    return 1.0 + np.where(n >= 0, height * hump, 0.0)
+
+
+def levels(monitor, losses, phase=Phase.FULL):
+    """Levels of the checks after every tenth loss."""
+    found = []
+    for number, record in enumerate(records(losses), 1):
+        monitor.observe(attrs.evolve(record, phase=phase))
+        if number % 10 == 0 and (signal := monitor.check(record)) is not None:
+            found.append(signal.level.word)
+    return found
+
+
+GROWING = (0.15, 0.25, 0.4, 0.7, 1.2, 2.0, 2.0, 2.0)
+"""Heights of spikes, each less than twice the one before."""
+
+
+def test_f32_spikes_that_come_down_by_themselves_are_the_runs_own():
+    monitor, alone = LossDeviation(), LossDeviation()
+    found = [levels(monitor, ringing(height)) for height in GROWING]
+    assert all("critical" not in words for words in found) and found[-3:] == [[], [], []]
+    assert "critical" in levels(alone, np.concatenate([ringing(0.0), ringing(2.0)])), "alone it is news"
+    assert "critical" in levels(monitor, ringing(20.0)), "one that is far higher is news"
+
+
+def test_f32_a_rise_that_stays_is_a_signal_however_high_the_spikes_were():
+    monitor = LossDeviation()
+    for height in GROWING:
+        levels(monitor, ringing(height))
+    assert "critical" in levels(monitor, [1.0] * 20 + [2.0] * 40)
+
+
+def test_f32_what_came_down_after_a_jump_teaches_nothing():
+    monitor = LossDeviation()
+    for height in GROWING[:-1]:
+        levels(monitor, ringing(height), Phase.CORRECT)
+    assert "critical" in levels(monitor, ringing(2.0))
+
+
+def test_f32_a_rise_that_the_average_caught_up_with_did_not_come_down():
+    monitor = LossDeviation()
+    assert "critical" in levels(monitor, [1.0] * 100 + [1.5] * 400)
+    assert "critical" in levels(monitor, [*[2.2] * 8, *[1.5] * 22]), "it is no spike of a kind that passed"
 
 
 def test_f32_loss_deviation_needs_a_rise_by_a_share():
@@ -103,6 +154,13 @@ def test_f32_a_gradient_that_vanishes_with_its_loss_is_an_optimum():
     gone = [0.009, 0.008, 0.007, 0.006, 0.005]
     run = records([1.0] * 90 + [0.0001] * 5, [*usual, *gone])
     assert last(GradientNorm(), run) is None
+
+
+@pytest.mark.parametrize(("loss", "level"), [(0.99, None), (1.01, "warning")])
+def test_f32_a_gradient_that_vanishes_with_an_oscillation_is_none_that_died(loss, level):
+    """A smaller learning rate takes a hundredfold of the gradient away, and hardly any of the loss."""
+    run = records([1.0] * 90 + [loss] * 5, [*[0.9, 1.0, 1.1] * 30, *[0.009, 0.008, 0.007, 0.006, 0.005]])
+    assert last(GradientNorm(), run) == level
 
 
 def test_f32_a_norm_that_is_repeated_is_one_measurement():
