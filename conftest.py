@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+
 import pytest
 
 from hybridcore.containment import Containment
@@ -24,3 +26,13 @@ def no_plugin_is_dropped(request, monkeypatch):
     yield failed
     if request.node.get_closest_marker("drops_plugins") is None:
         assert not failed, "a run dropped plugins"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def imported_once():
+    """Set aside what is there when a module of tests begins, so that collecting garbage passes over it.
+
+    Every run begins with a collection, which otherwise walks through all that was ever imported.
+    """
+    gc.collect()
+    gc.freeze()
