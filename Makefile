@@ -51,7 +51,8 @@ $(VENV)/.hosts: $(STAMP)
 demo: $(STAMP)  ## compare prediction with its baseline and controls on MNIST
 	OMP_NUM_THREADS=1 $(BIN)/hybridcore compare examples/demo.toml --arms $(ARMS)
 
-test: test-core test-torch test-jax test-tensorflow test-parity-quick test-nowcast test-cupy  ## run every test suite
+# The longest suites begin, so that two cores end together.
+test: test-jax test-core test-tensorflow test-torch test-parity-quick test-nowcast test-cupy  ## run every test suite
 
 test-core: $(STAMP)  ## run the tests of the core
 	$(PYTEST) --doctest-modules hybridcore

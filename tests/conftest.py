@@ -40,12 +40,18 @@ def build(*, framework, seed, device, learning_rate=0.02, finite=None, fail_at=N
     return TaskRun(adapter, batches(), ((x[400:500], y[400:500]),), evaluate)
 
 
-@pytest.fixture
-def toy(monkeypatch):
+def _toy_module():
+    """The small problem as a module that can be imported while it is in ``sys.modules``."""
     module = ModuleType("toy_problem")
     module.build = build
     module.wrong = lambda **options: options
-    monkeypatch.setitem(sys.modules, "toy_problem", module)
+    return module
+
+
+@pytest.fixture
+def toy(monkeypatch):
+    module = _toy_module()
+    monkeypatch.setitem(sys.modules, module.__name__, module)
     return module
 
 
@@ -70,3 +76,12 @@ def _configuration(**tables):
 def configuration(toy):
     """Function that makes a configuration for the small problem, tables overridden by keyword."""
     return _configuration
+
+
+@pytest.fixture(scope="module")
+def shared_configuration():
+    """The same function, for runs that the tests of a module share and leave as they are."""
+    module = _toy_module()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(sys.modules, module.__name__, module)
+        yield _configuration

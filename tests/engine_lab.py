@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 
 import attrs
@@ -9,8 +10,10 @@ import numpy as np
 
 from hybridcore.config import HybridConfig
 from hybridcore.controllers.fixed import Fixed
+from hybridcore.divergence import build_monitors
 from hybridcore.engine import Engine
 from hybridcore.events import EventBus
+from hybridcore.plugins import load_registry
 from hybridcore.predictors.last_update import LastUpdate
 from hybridcore.protocols import Action, OptimizerSpec, Phase, Prediction
 from hybridcore.reference import Quadratic, ReferenceAdapter, SoftmaxRegression
@@ -178,8 +181,13 @@ def configure(**tables):
     return attrs.evolve(config, **{k: attrs.evolve(getattr(config, k), **v) for k, v in tables.items()})
 
 
+known = functools.cache(load_registry)
+
+
 def build(adapter, config=None, controller=None, predictor=None, probes=(), **more):
-    """Engine and its recorder."""
+    """Engine and its recorder; plugins are looked for once, and not again for each engine."""
+    config = config or configure()
+    more = {"monitors": build_monitors(config.divergence, known()), **more}
     recorder = Recorder()
     bus = EventBus()
     bus.listen(recorder)
@@ -187,7 +195,7 @@ def build(adapter, config=None, controller=None, predictor=None, probes=(), **mo
     predictors = predictor if isinstance(predictor, dict) else {predictor.name: predictor}
     engine = Engine(
         adapter,
-        config or configure(),
+        config,
         controller or Fixed(),
         predictors,
         probes=probes,

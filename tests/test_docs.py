@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import functools
-import os
+import io
 import re
 import subprocess
 import sys
 import tomllib
+from contextlib import redirect_stdout
 from pathlib import Path
 
 import attrs
@@ -15,6 +16,7 @@ import pytest
 from documentation import PAGES, ROOT, blocks, name, needs_torch, run_blocks
 
 from hybridcore import errors
+from hybridcore.cli import execute
 from hybridcore.config import HybridConfig
 from hybridcore.configfile import structure_config
 from hybridcore.events import Event
@@ -139,9 +141,11 @@ def test_every_builtin_class_is_named() -> None:
 
 @functools.cache
 def _help(*command: str) -> str:
-    call = [sys.executable, "-m", "hybridcore", *command, "--help"]
-    env = {**os.environ, "COLUMNS": "200", "NO_COLOR": "1"}
-    return subprocess.run(call, capture_output=True, text=True, check=True, env=env).stdout
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(io.StringIO()) as shown:
+        patch.setenv("COLUMNS", "200")
+        patch.setenv("NO_COLOR", "1")
+        assert execute([*command, "--help"]) == 0, command
+    return shown.getvalue()
 
 
 def test_the_configuration_of_the_frameworks_page_is_the_example() -> None:

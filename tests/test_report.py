@@ -25,11 +25,11 @@ from hybridcore.report.profile import draw_profile, performance_ratios, share_wi
 from hybridcore.report.table import comparison_table, narrow_tables, number, overhead_table, summary_table
 
 
-@pytest.fixture
-def comparison(tmp_path, registry, configuration):
-    return compare(
-        configuration(), out_dir=tmp_path / "c", arms=("hybrid", "lr-x3"), seeds=(0, 1), registry=registry
-    )
+@pytest.fixture(scope="module")
+def comparison(tmp_path_factory, registry, shared_configuration):
+    folder = tmp_path_factory.mktemp("comparison")
+    arms = ("hybrid", "lr-x3")
+    return compare(shared_configuration(), out_dir=folder, arms=arms, seeds=(0, 1), registry=registry)
 
 
 def text(renderable) -> str:

@@ -14,12 +14,42 @@ from jax_lab import cross_entropy, data, fixture, loss_fn, mlp
 from hybridcore.layout import ParamGroup
 from hybridcore.testing import AdapterContract
 from hybridcore_jax.interfaces.equinox import EquinoxModel
+from hybridcore_jax.trees import copy_tree
 
 
-class TestMomentumDonatingAccumulating(AdapterContract):
-    """Every step deletes the state before it, as on an accelerator; three micro-batches; clipping."""
+class Contract(AdapterContract):
+    """Compiling takes the time, so a class makes one adapter, two where a test wants two.
+
+    Each test begins anew, without the adapter's help: the adapter and its parts get their first attributes,
+    and the train state is a copy of the first one, which no test ever sees.
+    """
+
+    def build(self):
+        """An `AdapterFixture`."""
+        raise NotImplementedError
 
     def make(self):
+        pool = type(self).__dict__.get("pool") or []
+        type(self).pool = pool
+        self.made = getattr(self, "made", -1) + 1
+        if self.made == len(pool):
+            made = self.build()
+            adapter = made.adapter
+            own = [p for p in vars(adapter).values() if type(p).__module__.startswith("hybridcore_jax.")]
+            first = [(part, dict(vars(part))) for part in (adapter, *own) if hasattr(part, "__dict__")]
+            pool.append((made, first, copy_tree(adapter._state)))
+        made, first, state = pool[self.made]
+        for part, attributes in first:
+            vars(part).clear()
+            vars(part).update(attributes)
+        made.adapter._state = copy_tree(state)
+        return made
+
+
+class TestMomentumDonatingAccumulating(Contract):
+    """Every step deletes the state before it, as on an accelerator; three micro-batches; clipping."""
+
+    def build(self):
         rate = optax.cosine_decay_schedule(0.05, 30)
         return fixture(
             mlp(),
@@ -32,10 +62,10 @@ class TestMomentumDonatingAccumulating(AdapterContract):
         )
 
 
-class TestInjectedAdamWMixedDtypesFrozen(AdapterContract):
+class TestInjectedAdamWMixedDtypesFrozen(Contract):
     """F62: a bfloat16 body, a float32 head, a frozen first bias: two buckets."""
 
-    def make(self):
+    def build(self):
         params = mlp()
         params[0] = jax.tree.map(lambda x: x.astype(jnp.bfloat16), params[0])
         return fixture(
@@ -53,7 +83,7 @@ class TestInjectedAdamWMixedDtypesFrozen(AdapterContract):
         assert not made.adapter.params[0]["bias"].any()
 
 
-class TestFloat64(AdapterContract):
+class TestFloat64(Contract):
     """F62: buckets, and all that is done with them, have the precision of the weights."""
 
     @pytest.fixture(autouse=True)
@@ -61,7 +91,7 @@ class TestFloat64(AdapterContract):
         with jax.enable_x64(True):
             yield
 
-    def make(self):
+    def build(self):
         optimizer = optax.sgd(0.05, momentum=0.9)
         return fixture(mlp(dtype=jnp.float64), optimizer, data(dtype=np.float64), learning_rate=0.05)
 
@@ -83,8 +113,8 @@ def own_step(donate):
     return jax.jit(step, donate_argnums=(0,) if donate else ()), (params, optimizer.init(params)), optimizer
 
 
-class TestOwnDonatingTrainStep(AdapterContract):
-    def make(self):
+class TestOwnDonatingTrainStep(Contract):
+    def build(self):
         step, state, optimizer = own_step(donate=True)
         return fixture(state, optimizer, data(), train_step=step, learning_rate=1e-2)
 
@@ -105,10 +135,10 @@ def by_model(model, batch):
     return cross_entropy(model(batch[0]), batch[1])
 
 
-class TestNnx(AdapterContract):
+class TestNnx(Contract):
     """BatchNorm and dropout; the random streams are part of the module's state."""
 
-    def make(self):
+    def build(self):
         return fixture(
             Nnx(), optax.sgd(0.05, momentum=0.9), data(), by_model, random_steps=True, learning_rate=0.05
         )
@@ -165,6 +195,6 @@ def equinox_fixture():
     )
 
 
-class TestEquinox(AdapterContract):
-    def make(self):
+class TestEquinox(Contract):
+    def build(self):
         return equinox_fixture()
