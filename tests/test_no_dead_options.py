@@ -90,6 +90,7 @@ CASES = {
     "verdict.confidence_z": (0.0, 1e3, TRUSTING, "noise"),
     "verdict.guard_z": (1.0, 1e6, {**TRUSTING, **WILD, "verdict": {"guard_factor": 1.0}}, "noise"),
     "verdict.guard_factor": (1.0, 1e6, {**TRUSTING, **WILD, "verdict": {"guard_z": 1.0}}, "noise"),
+    "verdict.least_progress": (0.0, 1.0, {**TRUSTING, "verdict": {"confidence_z": 0.5}}, "noise"),
     "budget.share": (0.01, 0.5, {"budget": TIGHT}, "noise"),
     "budget.credit_share": (0.0, 1.0, {"budget": {**TIGHT, "share": 0.0}}, "slow"),
     "budget.grace_steps": (0.0, 30.0, {"budget": TIGHT}, "noise"),
