@@ -18,7 +18,7 @@ SOAK ?= 4
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test test-core test-torch test-jax test-tensorflow test-nowcast test-cupy
+.PHONY: help venv environments demo test test-core test-torch test-jax test-tensorflow test-nowcast test-cupy
 .PHONY: test-faults test-parity test-parity-quick lint bench bench-quick bench-recipes bench-predict bench-dynamics clean
 
 help:  ## list the targets
@@ -47,6 +47,8 @@ $(VENV)/.hosts: $(STAMP)
 	"$(PYTHON)" -m venv .venv-$*
 	.venv-$*/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[tasks,dev]' -e 'adapters/$*[dev]'
 	@touch $@
+
+environments: $(VENV)/.hosts .venv-jax/.installed .venv-tensorflow/.installed  ## create all environments, for tests
 
 demo: $(STAMP)  ## compare prediction with its baseline and controls on MNIST
 	OMP_NUM_THREADS=1 $(BIN)/hybridcore compare examples/demo.toml --arms $(ARMS)
