@@ -9,10 +9,31 @@ os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")  # read on import, 
 import jax
 import pytest
 
+KEEP = {
+    "jax_persistent_cache_min_compile_time_secs": 0,
+    "jax_persistent_cache_min_entry_size_bytes": -1,
+    "jax_traceback_in_locations_limit": 0,  # nobody reads which lines an operation is from
+}
+
 
 @pytest.fixture(scope="session", autouse=True)
 def compiled_once(tmp_path_factory):
-    jax.config.update("jax_compilation_cache_dir", str(tmp_path_factory.mktemp("compiled")))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
-    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
-    jax.config.update("jax_traceback_in_locations_limit", 0)  # nobody reads which lines an operation is from
+    """In this process and in those that tests start."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in {**KEEP, "jax_compilation_cache_dir": str(tmp_path_factory.mktemp("jit"))}.items():
+            jax.config.update(name, value)
+            patch.setenv(name.upper(), str(value))
+        yield
+
+
+@pytest.fixture
+def untrained_base(monkeypatch):
+    """Fine-tuning tasks start from the first weights of a base, which nobody has trained."""
+    from hybridcore.tasks import finetune_gpt, lora_gpt
+    from hybridcore.tasks.stdlib_gpt import VOCABULARY, transformer_weights
+
+    def weights(options):
+        return transformer_weights(0, VOCABULARY, options.context, options.width, options.depth)
+
+    for module in (finetune_gpt, lora_gpt):
+        monkeypatch.setattr(module, "base_weights", weights)

@@ -202,7 +202,7 @@ def _load(path):
 
 
 @pytest.mark.parametrize("cls", [_load(path) for path in BUILTIN], ids=lambda c: c.name)
-def test_weights_are_the_problems_own_and_metrics_are_means(cls):
+def test_weights_are_the_problems_own_and_metrics_are_means(cls, untrained_base):
     problem = _problem(cls, seed=3)
     built = build_model(problem)
     assert built.params.keys() == problem.weights.keys()
