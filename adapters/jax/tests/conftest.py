@@ -1,10 +1,6 @@
-"""Compiled programs are kept for the session, and hardly optimised: most tests build small models afresh."""
+"""Compiled programs are kept for the session: most tests build the same small models afresh."""
 
 from __future__ import annotations
-
-import os
-
-os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")  # read on import, by further processes too
 
 import jax
 import pytest
