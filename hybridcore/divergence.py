@@ -26,7 +26,7 @@ def build_monitors(config: DivergenceConfig, registry: Registry | None = None) -
 
     Args:
         config: Names and the monitors' own tables.
-        registry: Where names are looked up; the built-in monitors alone if None.
+        registry: Where names are looked up; all plugins that are installed if None.
 
     Raises:
         PluginError: A name is unknown.
