@@ -69,7 +69,8 @@ def everything(model):
 def test_fit_jumps_keeps_and_trains_better_than_without():
     plain, model, heard = net(), net(), []
     fit(plain)
-    callback = HybridCallback(jumping(), probe=PROBE, events=[lambda *record: heard.append(record)])
+    config = jumping(verdict=VerdictConfig(least_progress=0.0))
+    callback = HybridCallback(config, probe=PROBE, events=[lambda *record: heard.append(record)])
     history = fit(model, callbacks=[callback])
     events = [event for event, _ in heard]
     assert events.count(Event.REAL_STEP) == 48 == int(model.optimizer.iterations.value)
