@@ -34,11 +34,11 @@ class VerdictConfig:
 
     Attributes:
         confidence_z: A trial fails when its gain is below minus this many standard errors.
+        least_progress: A trial behind the curve is kept where the loss has still fallen by this share of what
+            the curve asks for, and fails below that.
         guard_z: One-sided guard inside a trial: training losses this many deviations above the level before
             it, and above the peak of the last 32 losses, fail the trial: the second one, or one that is three
             times as far out.
-        least_progress: A trial behind the curve is kept where the loss has still fallen by this share of what
-            the curve asks for, and fails below that.
         guard_factor: The guard also needs a loss above this multiple of that level.
     """
 
