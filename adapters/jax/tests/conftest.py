@@ -20,16 +20,3 @@ def compiled_once(tmp_path_factory):
             jax.config.update(name, value)
             patch.setenv(name.upper(), str(value))
         yield
-
-
-@pytest.fixture
-def untrained_base(monkeypatch):
-    """Fine-tuning tasks start from the first weights of a base, which nobody has trained."""
-    from hybridcore.tasks import finetune_gpt, lora_gpt
-    from hybridcore.tasks.stdlib_gpt import VOCABULARY, transformer_weights
-
-    def weights(options):
-        return transformer_weights(0, VOCABULARY, options.context, options.width, options.depth)
-
-    for module in (finetune_gpt, lora_gpt):
-        monkeypatch.setattr(module, "base_weights", weights)

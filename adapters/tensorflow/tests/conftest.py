@@ -20,16 +20,3 @@ tf.config.set_logical_device_configuration(
 @pytest.fixture(autouse=True)
 def seeded():
     keras.utils.set_random_seed(0)
-
-
-@pytest.fixture
-def untrained_base(monkeypatch):
-    """Fine-tuning tasks start from the first weights of a base, which nobody has trained."""
-    from hybridcore.tasks import finetune_gpt, lora_gpt
-    from hybridcore.tasks.stdlib_gpt import VOCABULARY, transformer_weights
-
-    def weights(options):
-        return transformer_weights(0, VOCABULARY, options.context, options.width, options.depth)
-
-    for module in (finetune_gpt, lora_gpt):
-        monkeypatch.setattr(module, "base_weights", weights)
