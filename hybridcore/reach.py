@@ -76,7 +76,7 @@ class Reach:
         zero or less for one that wanders. NaN while unknown.
         """
         now = self._counted
-        middle = [(h, step) for step, h in self._past if step <= now / 1.5 and step >= now / 3.0]
+        middle = [(h, step) for step, h in self._past if step <= now / 1.5]
         if not middle or not self.horizon > 0.0:
             return math.nan
         highest, step = max(middle)
