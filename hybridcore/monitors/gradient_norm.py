@@ -16,6 +16,9 @@ from hybridcore.protocols import API_VERSION, Signal, SignalLevel, StepRecord
 __all__ = ["GradientNorm"]
 
 _VANISHED_IN_A_ROW = 5
+_LEARNED_BY = 8
+"""Losses by which a fall of the loss is told, where gradients grow."""
+
 _RENEW = 16
 """New norms after which the median is taken anew."""
 
@@ -25,8 +28,8 @@ class GradientNormConfig:
     """Table ``[divergence.gradient-norm]``.
 
     Attributes:
-        exploding: Multiples of the baseline that are a warning, where two norms in a row are that large; ten
-            times as many are critical at once.
+        exploding: Multiples of the baseline that are a warning, where two norms in a row are that large, and
+            a caution where the loss has come down meanwhile; ten times as many are critical at once.
         vanishing: Share of the baseline below which five norms in a row are a warning, unless the loss has
             come down as well.
         window: Norms that the baseline is the median of.
@@ -118,7 +121,16 @@ class GradientNorm:
             return None
         row = [self._before, *fresh]
         sustained = max(min(a, b) for a, b in zip(row, fresh, strict=False)) / base
-        return Signal(SignalLevel.WARNING, self.name, sustained, limit) if sustained > limit else None
+        if sustained <= limit:
+            return None
+        # Where a run leaves a plateau its gradients grow tenfold too, and its loss falls.
+        level = SignalLevel.CAUTION if self._learns() else SignalLevel.WARNING
+        return Signal(level, self.name, sustained, limit)
+
+    def _learns(self) -> bool:
+        """Whether recent losses lie below those of the window."""
+        losses = list(self._losses)
+        return median(losses[-_LEARNED_BY:]) < median(losses)
 
     def _vanishing(self, fresh: list[float]) -> Signal | None:
         usual = self._usual

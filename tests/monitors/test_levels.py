@@ -163,6 +163,13 @@ def test_f32_a_gradient_that_vanishes_with_an_oscillation_is_none_that_died(loss
     assert last(GradientNorm(), run) == level
 
 
+@pytest.mark.parametrize(("loss", "level"), [(2.2, "caution"), (2.3, "warning"), (2.6, "warning")])
+def test_f32_gradients_that_grow_where_a_run_leaves_a_plateau_are_no_explosion(loss, level):
+    """LeNet with batches of four: gradients grow twentyfold within a hundred steps, and the loss falls."""
+    run = records([2.3] * 90 + [loss] * 20, [*[0.45, 0.5, 0.55] * 30, *[6.0, 7.0] * 10])
+    assert last(GradientNorm(), run) == level
+
+
 def test_f32_a_norm_that_is_repeated_is_one_measurement():
     run = records([1.0] * 98, [*[0.9, 1.0, 1.1] * 30, *[11.0] * 8])
     assert last(GradientNorm(), run) is None
