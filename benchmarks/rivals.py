@@ -72,7 +72,7 @@ class Loop(Baseline):
         return {**super().summary(), **self.extra}
 
     @contextmanager
-    def read_out(self) -> Iterator[None]:
+    def as_used(self) -> Iterator[None]:
         """Context in which the model has the weights that the rival would be used with."""
         yield
 
@@ -150,7 +150,7 @@ class Lookahead(Loop):
         return result
 
     @contextmanager
-    def read_out(self) -> Iterator[None]:
+    def as_used(self) -> Iterator[None]:
         with self.adapter.weights(self._slow):
             yield
 
@@ -171,7 +171,7 @@ class Ema(Loop):
         return result
 
     @contextmanager
-    def read_out(self) -> Iterator[None]:
+    def as_used(self) -> Iterator[None]:
         with self.adapter.weights(self._mean):
             yield
 
@@ -207,7 +207,7 @@ class TrainEvalOptimizer(Loop):
         self.adapter.optimizer.train()  # type: ignore[attr-defined]
 
     @contextmanager
-    def read_out(self) -> Iterator[None]:
+    def as_used(self) -> Iterator[None]:
         optimizer = self.adapter.optimizer  # type: ignore[attr-defined]
         optimizer.eval()
         try:
@@ -296,13 +296,13 @@ class RivalRun:
         assert self._loop is not None
         if self._settled:
             return evaluate()
-        with self._loop.read_out():
+        with self._loop.as_used():
             return evaluate()
 
     def settle(self) -> None:
         """Leave the weights that the rival would be used with in the model, for good."""
         assert self._loop is not None
-        with self._loop.read_out():
+        with self._loop.as_used():
             weights = self._loop.adapter.read_params()
         self._loop.adapter.write_params(weights)
         self._settled = True

@@ -13,10 +13,11 @@ from hybridcore.averaging import RunningAverage
 from hybridcore.checkpoint.attributes import put
 from hybridcore.checkpoint.engine_state import load_model, model_state
 from hybridcore.clock import Stopwatch
-from hybridcore.config import MetricsConfig
+from hybridcore.config import AverageConfig, MetricsConfig
 from hybridcore.counts import Counts
 from hybridcore.events import Event, EventBus
 from hybridcore.protocols import Adapter, Phase, StepRecord, StepResult
+from hybridcore.readout import ReadOut
 from hybridcore.reporting import Reporter
 
 __all__ = ["Baseline"]
@@ -33,8 +34,9 @@ class Baseline:
         events: Who hears of steps.
         clock: Training time.
         metrics: How often a step is reported.
-        average: Running average of the weights, or None.
-        batches: What BatchNorm statistics of the average are estimated on.
+        average: How to keep a running average of the weights, if at all.
+        batches: Held-out batches, which decide between the weights and their average, and on which BatchNorm
+            statistics of the average are estimated.
     """
 
     def __init__(
@@ -44,12 +46,18 @@ class Baseline:
         clock: Stopwatch,
         metrics: MetricsConfig,
         *,
-        average: RunningAverage | None = None,
+        average: AverageConfig | None = None,
         batches: Iterable[Any] = (),
     ) -> None:
         self._adapter, self._clock = adapter, clock
-        self.average, self._batches = average, tuple(batches)
-        self.counts = Counts()
+        self._batches, self._examples, self.counts = tuple(batches), 0, Counts()
+        self.average: RunningAverage | None = None
+        self.read_out: ReadOut | None = None
+        if average is not None and average.enabled:
+            self.average = kept = RunningAverage(average)
+            self.read_out = ReadOut(
+                average, adapter, kept, lambda: self._batches, self.counts, lambda: self._examples
+            )
         self._reporter = Reporter(events, clock, self.counts, metrics)
 
     @property
@@ -66,6 +74,7 @@ class Baseline:
         counts.real_steps += 1
         counts.cost += result.evaluations
         counts.backward_passes += result.backward_passes
+        self._examples = result.n_examples
         if result.skipped:
             counts.skipped += 1
             self._reporter.emit(Event.STEP_SKIPPED, phase=Phase.FULL.value, loss=result.loss)
@@ -95,10 +104,12 @@ class Baseline:
     def state_dict(self) -> dict[str, Any]:
         """Model, counts and average."""
         average = self.average.state_dict() if self.average is not None else None
+        read_out = self.read_out.state_dict() if self.read_out is not None else None
         return {
             "model": model_state(self._adapter),
             "counts": attrs.asdict(self.counts),
             "average": average,
+            "read_out": read_out,
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -107,6 +118,8 @@ class Baseline:
         put(self.counts, attrs.fields_dict(Counts), state["counts"])
         if self.average is not None:
             self.average.load_state_dict(state["average"])
+        if self.read_out is not None:
+            self.read_out.load_state_dict(state["read_out"])
 
     def summary(self) -> dict[str, Any]:
         """Counts so far under the engine's names."""
@@ -125,6 +138,7 @@ class Baseline:
             "elapsed": self._clock.elapsed(),
             "budget_bytes": 0,
             "average_seconds": self.average.seconds if self.average is not None else 0.0,
+            **(self.read_out.summary() if self.read_out is not None else {}),
             **counts,
             **shares,
         }

@@ -41,7 +41,7 @@ DEFAULT_ARMS = ("baseline", "hybrid", "none", "frozen", "random", "lr-x2", "lr-x
 """Arms that are run unless others are named."""
 
 _READ_TWICE = ("baseline", "hybrid", "tuned")
-"""Arms whose averaged weights get a row of their own, where an average was kept."""
+"""Arms with rows of their own for their average, and for what they are read out by, where there is one."""
 
 _RESAMPLES = 2000
 
@@ -51,7 +51,8 @@ class ArmRow:
     """One arm over all its seeds; medians unless said otherwise.
 
     Attributes:
-        arm: Its name; ``"<arm>, averaged"`` is the same runs read out by their averaged weights.
+        arm: Its name; ``"<arm>, averaged"`` is the same runs read out by their averaged weights, and
+            ``"<arm>, read out"`` by those that they chose.
         runs: Number of seeds.
         missed: Seeds in which the target was never reached; they count as infinite.
         final_loss: Final validation loss.
@@ -275,7 +276,7 @@ def summarise(records: Iterable[RunRecord], directory: str | Path, target: float
 
     Targets are the baselines' own final losses, or the one given, and those of the plain weights in every
     row. Where averages of the weights were kept, those of the baseline, the hybrid and the tuned arm follow
-    as rows of their own.
+    as rows of their own, and so does what these arms chose to be read out by.
     """
     runs = sorted(records, key=lambda r: (_rank(r.arm), r.arm, r.seed))
     baselines = {r.seed: r for r in runs if r.arm == "baseline" and not _interrupted(r)}
@@ -287,9 +288,11 @@ def summarise(records: Iterable[RunRecord], directory: str | Path, target: float
     rows = []
     for arm, group in groups.items():
         rows.append(_row(arm, group, baselines, targets))
-        averaged = [record.averaged for record in group] if arm in _READ_TWICE else []
-        if averaged and all(averaged):
-            rows.append(_row(f"{arm}, averaged", [r for r in averaged if r is not None], baselines, targets))
+        if arm in _READ_TWICE:
+            for found in ([r.averaged for r in group], [r.read_out for r in group]):
+                others = [record for record in found if record is not None]
+                if len(others) == len(group):
+                    rows.append(_row(others[0].arm, others, baselines, targets))
     cut = any(map(_interrupted, runs))
     return Comparison(Path(directory), tuple(runs), targets, tuple(rows), cut, preset=target is not None)
 

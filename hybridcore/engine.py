@@ -107,7 +107,8 @@ class Engine:
         )
         self.ranks, self.rates = wiring.ranks, wiring.rates
         self.machine, self.counts, self.statistics = wiring.machine, wiring.counts, wiring.statistics
-        self.history, self.reach, self.average = wiring.history, wiring.reach, wiring.average
+        self.history, self.reach = wiring.history, wiring.reach
+        self.average, self.read_out = wiring.average, wiring.read_out
         self.probes, self.budget = wiring.probes, wiring.budget
         self.corrections, self.recovery = wiring.corrections, wiring.recovery
         self.view, self.rest = wiring.view, wiring.rest
@@ -349,9 +350,45 @@ class Engine:
         Raises:
             PredictionError: The configuration keeps no average.
         """
-        average = self._required_average()
+        self._required_average()
         self.finish()
-        average.adopt(self.adapter, self.probes.batches)
+        self._adopt()
+
+    @contextmanager
+    def chosen(self) -> Iterator[bool]:
+        """Context in which the model has the weights to read the run out by.
+
+        Its own, or their running average where that has the lower loss on held-out examples; see
+        `hybridcore.readout.ReadOut`. Gives whether it is the average; afterwards all is back bit for bit.
+
+        Raises:
+            PredictionError: The configuration keeps no average.
+        """
+        self._required_average()
+        assert self.read_out is not None
+        with self.read_out.in_place() as averaged:
+            yield averaged
+
+    def adopt_chosen(self) -> bool:
+        """Make the better of the weights and their average the model's for good, after judging an open trial.
+
+        Returns:
+            Whether that is the average.
+
+        Raises:
+            PredictionError: The configuration keeps no average.
+        """
+        self._required_average()
+        assert self.read_out is not None
+        self.finish()
+        averaged = self.read_out.decide(anew=True)
+        if averaged:
+            self._adopt()
+        return averaged
+
+    def _adopt(self) -> None:
+        assert self.average is not None
+        self.average.adopt(self.adapter, self.probes.batches)
         self.history.restart()
 
     def _required_average(self) -> RunningAverage:

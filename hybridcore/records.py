@@ -17,11 +17,12 @@ from hybridcore.metrics import SCHEMA
 
 __all__ = [
     "AVERAGED",
+    "READ_OUT",
     "Evaluation",
     "RunRecord",
     "Speedup",
     "TimeToLoss",
-    "averaged_curve",
+    "curve_of",
     "final_loss",
     "is_drawn",
     "loss_gap",
@@ -33,6 +34,9 @@ __all__ = [
 
 AVERAGED = "averaged_"
 """Prefix of the metrics that were measured with the averaged weights."""
+
+READ_OUT = "read_out_"
+"""Prefix of those that were measured with what the run is read out by; see `hybridcore.readout.ReadOut`."""
 
 _EVALUATION_KEYS = ("step", "cost", "elapsed", "backward_passes", "loss")
 
@@ -136,15 +140,23 @@ class RunRecord:
         """Last validation loss; infinite where there is none."""
         return final_loss(self.evaluations)
 
-    def time_to_loss(self, target: float, *, averaged: bool = False) -> TimeToLoss:
+    def time_to_loss(self, target: float) -> TimeToLoss:
         """When the validation loss first was at most `target`, linear between evaluations."""
-        return time_to_loss(self.evaluations, target, averaged=averaged)
+        return time_to_loss(self.evaluations, target)
 
     @property
     def averaged(self) -> RunRecord | None:
         """The same run read out by its averaged weights, as arm ``"<arm>, averaged"``; None without."""
-        curve = averaged_curve(self.evaluations)
-        start = {**self.start, "arm": f"{self.arm}, averaged"}
+        return self._read_by(AVERAGED, "averaged")
+
+    @property
+    def read_out(self) -> RunRecord | None:
+        """The same run read out by the weights it chose, as arm ``"<arm>, read out"``; None without."""
+        return self._read_by(READ_OUT, "read out")
+
+    def _read_by(self, prefix: str, name: str) -> RunRecord | None:
+        curve = curve_of(self.evaluations, prefix)
+        start = {**self.start, "arm": f"{self.arm}, {name}"}
         return attrs.evolve(self, start=start, evaluations=curve) if curve else None
 
 
@@ -153,31 +165,36 @@ def final_loss(evaluations: Sequence[Evaluation]) -> float:
     return evaluations[-1].loss if evaluations else math.inf
 
 
-def averaged_curve(evaluations: Sequence[Evaluation]) -> tuple[Evaluation, ...]:
-    """The evaluations of the averaged weights, the time of the averaging included; empty without any.
+def curve_of(evaluations: Sequence[Evaluation], prefix: str) -> tuple[Evaluation, ...]:
+    """The evaluations of other weights than the run's own, what they took included; empty without any.
+
+    Args:
+        evaluations: The run's evaluations.
+        prefix: `AVERAGED` or `READ_OUT`.
 
     Example:
         >>> plain = Evaluation(9, 9.0, 1.0, 9, 3.0, {"averaged_loss": 2.0, "averaged_elapsed": 1.5})
-        >>> averaged_curve([plain])[0].loss, averaged_curve([plain])[0].elapsed
+        >>> curve_of([plain], AVERAGED)[0].loss, curve_of([plain], AVERAGED)[0].elapsed
         (2.0, 1.5)
     """
     curve = []
     for evaluation in evaluations:
-        found = {k.removeprefix(AVERAGED): v for k, v in evaluation.metrics.items() if k.startswith(AVERAGED)}
+        found = {k.removeprefix(prefix): v for k, v in evaluation.metrics.items() if k.startswith(prefix)}
         if "loss" in found:
-            loss, elapsed = found.pop("loss"), found.pop("elapsed", None)
+            loss, elapsed, cost = found.pop("loss"), found.pop("elapsed", None), found.pop("cost", None)
             curve.append(
                 attrs.evolve(
                     evaluation,
                     loss=math.inf if loss is None else loss,
                     elapsed=evaluation.elapsed if elapsed is None else elapsed,
+                    cost=evaluation.cost if cost is None else cost,
                     metrics=found,
                 )
             )
     return tuple(curve)
 
 
-def time_to_loss(evaluations: Sequence[Evaluation], target: float, *, averaged: bool = False) -> TimeToLoss:
+def time_to_loss(evaluations: Sequence[Evaluation], target: float) -> TimeToLoss:
     """When the validation loss first was at most `target`, linear between evaluations.
 
     A loss that the untrained model has already takes no time.
@@ -185,7 +202,6 @@ def time_to_loss(evaluations: Sequence[Evaluation], target: float, *, averaged: 
     Args:
         evaluations: The run's evaluations.
         target: The loss to reach.
-        averaged: Read the loss of the averaged weights instead.
 
     Example:
         >>> curve = [Evaluation(0, 0.0, 0.0, 0, 3.0), Evaluation(10, 12.0, 1.0, 10, 1.0)]
@@ -193,7 +209,7 @@ def time_to_loss(evaluations: Sequence[Evaluation], target: float, *, averaged: 
         TimeToLoss(seconds=0.5, cost=6.0, step=5.0)
     """
     before: Evaluation | None = None
-    for now in averaged_curve(evaluations) if averaged else evaluations:
+    for now in evaluations:
         if now.loss <= target:
             if now.step == 0:
                 return TimeToLoss(0.0, 0.0, 0.0)

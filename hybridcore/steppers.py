@@ -13,6 +13,7 @@ from hybridcore.config import HybridConfig
 from hybridcore.events import EventBus
 from hybridcore.injection import Fault, mislead
 from hybridcore.protocols import StepResult, TaskRun
+from hybridcore.readout import ReadOut
 
 if TYPE_CHECKING:
     from hybridcore.plugins import Registry
@@ -26,6 +27,11 @@ class Stepper(Protocol):
     @property
     def average(self) -> RunningAverage | None:
         """Running average of the weights; None where none is kept."""
+        ...
+
+    @property
+    def read_out(self) -> ReadOut | None:
+        """Chooses between the weights and their average; None without one."""
         ...
 
     def averaged(self) -> AbstractContextManager[None]:
@@ -101,13 +107,12 @@ def build_stepper(
     if not isinstance(engine, bool):
         return engine.stepper(config, task, events, clock)
     if not engine:
-        average = config.average
         return Baseline(
             adapter,
             events,
             clock,
             config.metrics,
-            average=RunningAverage(average) if average.enabled else None,
+            average=config.average,
             batches=task.probes[: config.probe.batches],
         )
     from hybridcore.engine import Engine

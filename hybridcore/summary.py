@@ -35,6 +35,7 @@ def engine_summary(engine: Engine) -> dict[str, Any]:
         "budget_bytes": int(engine.config.history.memory_budget_mib * 2**20),
         "probes": engine.probes.count,
         "average_seconds": average.seconds if average is not None else 0.0,
+        **(engine.read_out.summary() if engine.read_out is not None else {}),
         "cost": counts.cost,
         "elapsed": engine.clock.elapsed(),
         **engine.recovery.summary(),

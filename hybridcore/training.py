@@ -19,7 +19,7 @@ from hybridcore.events import Event, EventBus
 from hybridcore.metrics import MetricsWriter, plain_json
 from hybridcore.peaks import PeakMemory
 from hybridcore.protocols import TaskRun
-from hybridcore.records import AVERAGED, Evaluation, final_loss, loss_gap, speedup, speedup_bound
+from hybridcore.records import AVERAGED, READ_OUT, Evaluation, final_loss, loss_gap, speedup, speedup_bound
 from hybridcore.runfiles import write_json
 from hybridcore.steppers import Resumable, Stepper
 from hybridcore.tasks.batches import skip_batches
@@ -116,7 +116,7 @@ class TrainingLoop:
                 self._evaluate(stepper)
             self._train(stepper)
             stepper.finish()
-            self._evaluate(stepper)
+            self._evaluate(stepper, last=True)
             if self._checkpoints is not None and stepper.average is not None:
                 with stepper.averaged():
                     self._checkpoints.export(AVERAGE)
@@ -207,17 +207,12 @@ class TrainingLoop:
             "elapsed": self._clock.elapsed(),
         }
 
-    def _evaluate(self, stepper: Stepper) -> None:
+    def _evaluate(self, stepper: Stepper, *, last: bool = False) -> None:
         self._task.adapter.synchronize()  # work still under way on the device is training time
         with self._clock.paused():
             counts = stepper.summary()
             metrics = self._measure()
-            if stepper.average is not None:
-                with stepper.averaged():
-                    averaged = self._measure()
-                metrics |= {f"{AVERAGED}{name}": value for name, value in averaged.items()}
-                apart = float(counts.get("average_seconds", 0.0))
-                metrics[f"{AVERAGED}elapsed"] = float(counts["elapsed"]) + apart
+            metrics |= self._measure_average(stepper, metrics, counts, last)
             values = {name: plain_json(float(value)) for name, value in metrics.items()}
             loss = values.pop("loss")
             evaluation = Evaluation(
@@ -234,6 +229,25 @@ class TrainingLoop:
             self._evaluations.append(evaluation)
             record = attrs.asdict(evaluation)
             self._events.emit(Event.EVALUATION, **{**record.pop("metrics"), **record})
+
+    def _measure_average(
+        self, stepper: Stepper, plain: dict[str, float], counts: dict[str, Any], last: bool
+    ) -> dict[str, float]:
+        """Metrics of the average, and of what the run is read out by; nothing where there is no average."""
+        if stepper.average is None:
+            return {}
+        with stepper.averaged():
+            averaged = self._measure()
+        found = {f"{AVERAGED}{name}": value for name, value in averaged.items()}
+        elapsed = float(counts["elapsed"]) + float(counts.get("average_seconds", 0.0))
+        found[f"{AVERAGED}elapsed"] = elapsed
+        read_out = stepper.read_out
+        if read_out is not None:
+            chosen = averaged if read_out.decide(anew=last) else plain
+            found |= {f"{READ_OUT}{name}": value for name, value in chosen.items()}
+            found[f"{READ_OUT}elapsed"] = elapsed + read_out.seconds
+            found[f"{READ_OUT}cost"] = float(counts["cost"]) + read_out.cost
+        return found
 
     def _measure(self) -> dict[str, float]:
         found = self._task.evaluate()

@@ -32,6 +32,7 @@ from hybridcore.protocols import Adapter, Corrector, Dynamics, Monitor
 from hybridcore.ranks import Ranks, Timed
 from hybridcore.rates import RateControl
 from hybridcore.reach import Reach
+from hybridcore.readout import ReadOut
 from hybridcore.recovery import Recovery
 from hybridcore.reporting import Reporter
 from hybridcore.rest import Rest
@@ -55,6 +56,7 @@ class Wiring:
         probes: Held-out examples.
         budget: What trying may cost.
         average: Running average of the weights; None where none is kept.
+        read_out: Chooses between the weights and their average; None without one.
         memory: What leaves the device.
         history: What is remembered of the weights.
         reach: How far predictions may go; None where nobody asks.
@@ -77,6 +79,7 @@ class Wiring:
     probes: ProbeSet
     budget: Budget
     average: RunningAverage | None
+    read_out: ReadOut | None
     memory: Memory
     history: History
     reach: Reach | None
@@ -273,6 +276,11 @@ def wire(
         leaps,
         recovery.restraint,
     )
+    read_out = None
+    if average is not None:
+        read_out = ReadOut(
+            config.average, adapter, average, lambda: held_out.batches, counts, lambda: trials.examples
+        )
     lead = max(3, windows) * history.window + config.phases.full_steps
     transitions.settle_warmup()
     containment.watchdog.stop()  # the next call starts it again
@@ -283,6 +291,7 @@ def wire(
         probes=held_out,
         budget=budget,
         average=average,
+        read_out=read_out,
         memory=memory,
         history=history,
         reach=reach,

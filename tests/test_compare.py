@@ -245,7 +245,15 @@ def test_averaged_read_outs_are_rows_of_their_own_against_the_plain_target(tmp_p
     def averaged(arm, plain, mean):
         made = record(tmp_path, arm, 0, plain)
         evaluations = tuple(
-            attrs.evolve(e, metrics={"averaged_loss": loss, "averaged_elapsed": 2 * e.elapsed})
+            attrs.evolve(
+                e,
+                metrics={
+                    "averaged_loss": loss,
+                    "averaged_elapsed": 2 * e.elapsed,
+                    "read_out_loss": min(e.loss, math.inf if loss is None else loss),
+                    "read_out_cost": e.cost + 1.0,
+                },
+            )
             for e, loss in zip(made.evaluations, mean, strict=True)
         )
         return attrs.evolve(made, evaluations=evaluations)
@@ -257,14 +265,17 @@ def test_averaged_read_outs_are_rows_of_their_own_against_the_plain_target(tmp_p
     ]
     result = summarise(runs, tmp_path)
     names = [row.arm for row in result.rows]
-    assert names == ["baseline", "baseline, averaged", "hybrid", "hybrid, averaged", "random"]
+    own = ["baseline", "baseline, averaged", "baseline, read out"]
+    assert names == [*own, "hybrid", "hybrid, averaged", "hybrid, read out", "random"]
     assert result.targets == {0: 1.0}
     control = result.row("baseline, averaged")
     assert (control.speedup_cost, control.speedup_wall) == (2.0, 1.0)
     assert (control.final_loss, control.loss_gap) == (0.5, -0.5)
     late = result.row("hybrid, averaged")
     assert (late.cost_to_target, late.final_loss) == (20.0, 0.9)
-    assert runs[1].time_to_loss(0.95, averaged=True).cost == 20.0
+    assert runs[1].averaged.time_to_loss(0.95).cost == 20.0
+    chosen = result.row("hybrid, read out")
+    assert (chosen.cost_to_target, chosen.final_loss) == (pytest.approx(11.0 + 10.0 * 0.5 / 0.6), 0.9)
     assert result.row("hybrid").speedup_cost == 1.0
 
 
@@ -272,7 +283,9 @@ def test_comparison_of_a_real_run_shows_both_read_outs(tmp_path, registry, confi
     config = configuration(average={"enabled": True, "every": 2})
     result = compare(config, out_dir=tmp_path, arms=("hybrid", "none"), seeds=(0,), registry=registry)
     names = [row.arm for row in result.rows]
-    assert names == ["baseline", "baseline, averaged", "hybrid", "hybrid, averaged", "none"]
+    own = ["baseline", "baseline, averaged", "baseline, read out"]
+    assert names == [*own, "hybrid", "hybrid, averaged", "hybrid, read out", "none"]
+    assert result.row("hybrid, read out").final_loss == result.records[1].read_out.final_loss
     assert result.row("hybrid, averaged").final_loss == result.records[1].averaged.final_loss
     assert read_comparison(tmp_path) == result
 

@@ -138,8 +138,8 @@ CASES = {
     "metrics.trace": (True, False, {}, "last"),
 }
 
-ELSEWHERE = {"budget.count_seconds", "groups.max_relative_repeat"}
-"""A clock is needed, see below; and repetitions, see the tests of controller `credit`."""
+ELSEWHERE = {"average.decide_growth", "budget.count_seconds", "groups.max_relative_repeat"}
+"""`test_readout`; a clock is needed, see below; and repetitions, see the tests of controller `credit`."""
 
 
 def noise():

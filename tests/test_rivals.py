@@ -88,7 +88,7 @@ def test_lookahead_is_its_formula(rivals):
     slow = 0.5 + 0.5 * 0.9**5
     assert model.w.item() == pytest.approx(slow, rel=1e-5)
     run(2)
-    with stepper.read_out():
+    with stepper.as_used():
         assert model.w.item() == pytest.approx(slow, rel=1e-5)
     assert model.w.item() == pytest.approx(slow * 0.81, rel=1e-5)
     run(3)
@@ -103,7 +103,7 @@ def test_ema_is_its_formula_and_leaves_training_alone(rivals):
     for t, w in enumerate(path, 1):
         decay = min(0.98, (1 + t) / (10 + t))
         mean = decay * mean + (1 - decay) * w
-    with stepper.read_out():
+    with stepper.as_used():
         assert model.w.item() == pytest.approx(mean, rel=1e-4)
     assert model.w.item() == path[-1]
 
@@ -132,7 +132,7 @@ def test_schedule_free_sgd_averages_its_fast_weights(rivals):
         y = 0.1 * z + 0.9 * x
     run(8)
     assert model.w.item() == pytest.approx(y, rel=1e-4)
-    with stepper.read_out():
+    with stepper.as_used():
         assert model.w.item() == pytest.approx(x, rel=1e-4)
     assert model.w.item() == pytest.approx(y, rel=1e-4)
 

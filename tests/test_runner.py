@@ -269,6 +269,20 @@ def test_the_engine_s_average_is_booked_apart_too(tmp_path, registry, configurat
     assert math.isfinite(evaluation.metrics["averaged_loss"])
 
 
+@pytest.mark.parametrize("arm", ["baseline", "hybrid"])
+def test_a_run_says_which_weights_it_is_read_out_by(tmp_path, registry, configuration, arm):
+    result = run_task(configuration(average=AVERAGE), arm=arm, out_dir=tmp_path, registry=registry)
+    summary = result.summary
+    for evaluation in read_run(tmp_path).evaluations:
+        found = evaluation.metrics
+        assert found["read_out_loss"] in (evaluation.loss, found["averaged_loss"])
+    chosen = found["averaged_loss"] if summary["read_out"] == "average" else evaluation.loss
+    assert (found["read_out_loss"], found["read_out_examples"]) == (chosen, 100.0)
+    assert found["read_out_cost"] == evaluation.cost + summary["read_out_cost"] > evaluation.cost
+    apart = summary["average_seconds"] + summary["read_out_seconds"]
+    assert found["read_out_elapsed"] == pytest.approx(evaluation.elapsed + apart)
+
+
 def test_without_an_average_nothing_is_measured_twice(tmp_path, registry, configuration):
     run_task(configuration(), out_dir=tmp_path, registry=registry)
     assert all(set(e.metrics) == {"examples"} for e in read_run(tmp_path).evaluations)

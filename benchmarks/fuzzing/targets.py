@@ -34,7 +34,7 @@ from hybridcore.events import Event
 from hybridcore.injection import parse_faults
 from hybridcore.metrics import SCHEMA, MetricsWriter
 from hybridcore.protocols import OptimizerSpec, Phase, Residual, Situation
-from hybridcore.records import averaged_curve, read_run
+from hybridcore.records import AVERAGED, READ_OUT, curve_of, read_run
 from hybridcore.state import FEATURE_NAMES
 
 __all__ = ["TARGETS", "Target"]
@@ -219,7 +219,8 @@ class MetricsFile(Target):
         record = read_run(self._file)
         _ = record.arm, record.seed, record.final_loss
         record.time_to_loss(0.4)
-        averaged_curve(record.evaluations)
+        curve_of(record.evaluations, AVERAGED)
+        curve_of(record.evaluations, READ_OUT)
 
 
 class FaultPlan(Target):

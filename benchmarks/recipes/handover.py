@@ -32,6 +32,7 @@ from hybridcore.engine import Engine
 from hybridcore.events import EventBus
 from hybridcore.plugins import Registry
 from hybridcore.protocols import StepResult, TaskRun
+from hybridcore.readout import ReadOut
 from hybridcore.steppers import Stepper
 from hybridcore.tasks.building import build_task
 from hybridcore_torch import TorchAdapter
@@ -151,8 +152,8 @@ class HandOver:
             return Engine.from_config(
                 task.adapter, config, probes=probes, registry=self._registry, events=events, clock=clock
             )
-        average = RunningAverage(config.average) if config.average.enabled else None
-        return Baseline(task.adapter, events, clock, config.metrics, average=average)
+        batches = task.probes[: config.probe.batches]
+        return Baseline(task.adapter, events, clock, config.metrics, average=config.average, batches=batches)
 
     def phase_two(
         self, first: Stepper, config: HybridConfig, task: TaskRun, events: EventBus, clock: Stopwatch
@@ -189,6 +190,11 @@ class _Phases:
     def average(self) -> RunningAverage | None:
         """Of the first phase; L-BFGS's iterates are no cloud that a mean could be better than."""
         return None if self._second is not None else self._stepper.average
+
+    @property
+    def read_out(self) -> ReadOut | None:
+        """Of the first phase, as the average."""
+        return None if self._second is not None else self._stepper.read_out
 
     def averaged(self) -> AbstractContextManager[None]:
         """Context in which the model has the average."""

@@ -49,7 +49,12 @@ def engine_state(engine: Engine) -> dict[str, Any]:
     The kernel set is no part of it: where ``kernels.name = "auto"`` chooses by a clock on an accelerator,
     a resumed run may choose anew.
     """
-    optional = {"reach": engine.reach, "average": engine.average, "foresight": engine.foresight}
+    optional: dict[str, Any] = {
+        "reach": engine.reach,
+        "average": engine.average,
+        "read_out": engine.read_out,
+        "foresight": engine.foresight,
+    }
     states: dict[str, Any] = {
         "model": model_state(engine.adapter),
         "machine": engine.machine.state_dict(),
@@ -106,5 +111,7 @@ def load_engine_state(engine: Engine, state: Mapping[str, Any]) -> None:
         engine.reach.load_whole_state(state["reach"])
     if engine.average is not None:
         engine.average.load_state_dict(state["average"])
+    if engine.read_out is not None:
+        engine.read_out.load_state_dict(state["read_out"])
     if engine.foresight is not None:
         engine.foresight.load_state_dict(state["foresight"])

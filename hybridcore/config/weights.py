@@ -83,9 +83,12 @@ class AverageConfig:
         share: Memory of the mean as a share of the real steps so far.
         max_memory: Longest memory, in real steps.
         every: Real steps between the samples that enter the mean.
+        decide_growth: Whether the run is read out by its weights or by their mean is decided anew where it is
+            this many times as long as at the last decision.
     """
 
     enabled: bool = False
     share: float = attrs.field(default=0.1, validator=between(0.0, 1.0, low_open=True))
     max_memory: float = attrs.field(default=100.0, validator=between(1.0))
     every: int = attrs.field(default=4, validator=between(1))
+    decide_growth: float = attrs.field(default=2.0, validator=between(1.0))

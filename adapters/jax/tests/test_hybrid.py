@@ -211,7 +211,10 @@ def test_the_average_is_lent_and_taken_back():
         path.append(flat(hybrid.params))
     before = flat(hybrid.params)
     with hybrid.averaged():
-        np.testing.assert_allclose(flat(hybrid.params), np.mean(path, axis=0), rtol=1e-5, atol=1e-7)
+        mean = flat(hybrid.params)
+        np.testing.assert_allclose(mean, np.mean(path, axis=0), rtol=1e-5, atol=1e-7)
+    with hybrid.chosen() as averaged:
+        assert np.array_equal(flat(hybrid.params), mean if averaged else before)
     assert np.array_equal(flat(hybrid.params), before)
 
 

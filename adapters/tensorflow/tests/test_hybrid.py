@@ -238,5 +238,8 @@ def test_f86_the_mean_gets_statistics_of_its_own_and_all_comes_back():
         hidden = [batch[0] @ kernel + bias for batch in batches[:2]]
         mean = model.layers[1].moving_mean.numpy()
         np.testing.assert_allclose(mean, np.mean([h.mean(0) for h in hidden], 0), rtol=1e-4, atol=1e-5)
+    with hybrid.chosen() as averaged:
+        own = before[0] if not averaged else kernel
+        np.testing.assert_allclose(model.layers[0].kernel.numpy(), own, rtol=1e-4, atol=1e-6)
     for variable, value in zip(model.variables, before, strict=True):
         np.testing.assert_array_equal(variable.numpy(), value)

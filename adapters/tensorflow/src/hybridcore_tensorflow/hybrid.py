@@ -200,6 +200,16 @@ class Hybrid:
         """Context in which the model has the running average of its weights; see `Engine.averaged`."""
         return self.engine.averaged()
 
+    def chosen(self) -> AbstractContextManager[bool]:
+        """Context in which the model has its weights or their average, whichever held-out examples prefer.
+
+        See `Engine.chosen`.
+
+        Raises:
+            PredictionError: The configuration keeps no average.
+        """
+        return self.engine.chosen()
+
     def finish(self) -> dict[str, Any]:
         """End the run: judge an open trial with what is known, and return the summary."""
         return self.engine.finish()
