@@ -71,46 +71,48 @@ class GradientNorm:
         """Forget the baseline."""
         self._norms: deque[float] = deque(maxlen=self.config.window)
         self._losses: deque[float] = deque(maxlen=self.config.window)
-        self._fresh: list[float] = []
+        self._fresh: list[tuple[float, float]] = []
         self._last = math.nan
         self._before = 0.0
         self._peak = 0.0
-        self._usual, self._learned = 0.0, _RENEW
+        self._usual, self._level, self._learned = 0.0, math.nan, _RENEW
 
     def observe(self, record: StepRecord) -> None:
         """Keep one norm until the next check."""
         norm = record.grad_norm
         if math.isfinite(norm) and math.isfinite(record.loss) and (norm != self._last or norm == 0.0):
-            self._fresh.append(norm)
-            self._losses.append(record.loss)
+            self._fresh.append((norm, record.loss))
             self._last = norm
 
     def check(self, record: StepRecord) -> Signal | None:
         """The worst since the last check; then the new norms enter the baseline, none above its limit."""
-        fresh, self._fresh = self._fresh, []
-        if not fresh:
-            return None
+        steps, self._fresh = self._fresh, []
         room = self.config.quiet_steps - len(self._norms)
-        if room > 0:
-            self._learn(fresh[:room])
-            self._before, fresh = fresh[:room][-1], fresh[room:]
-            if not fresh:
-                return None
+        if room > 0 and steps:
+            self._learn(steps[:room])
+            self._before, steps = steps[:room][-1][0], steps[room:]
+        if not steps:
+            return None
+        fresh = [norm for norm, _ in steps]
         if self._learned >= _RENEW:
-            self._usual, self._learned = median(self._norms), 0
+            # Of the same steps: a run that has come to its optimum has small norms and a low loss.
+            self._usual, self._level, self._learned = median(self._norms), median(self._losses), 0
         base = max(self._usual, self._peak / self.config.exploding)
-        signal = self._explosion(fresh, base) or self._vanishing(fresh)
+        losses = [*self._losses, *(loss for _, loss in steps)]
+        signal = self._explosion(fresh, base, losses) or self._vanishing(fresh, losses)
         limit = self.config.exploding * base
-        self._learn([min(norm, limit) if base > 0.0 else norm for norm in fresh])
+        self._learn([(min(norm, limit) if base > 0.0 else norm, loss) for norm, loss in steps])
         self._before = fresh[-1]
         return signal
 
-    def _learn(self, norms: list[float]) -> None:
+    def _learn(self, steps: list[tuple[float, float]]) -> None:
+        norms = [norm for norm, _ in steps]
         self._norms.extend(norms)
+        self._losses.extend(loss for _, loss in steps)
         self._learned += len(norms)
         self._peak = max(self._peak, *norms)
 
-    def _explosion(self, fresh: list[float], base: float) -> Signal | None:
+    def _explosion(self, fresh: list[float], base: float, losses: list[float]) -> Signal | None:
         if base <= 0.0:
             return None
         limit = self.config.exploding
@@ -124,24 +126,18 @@ class GradientNorm:
         if sustained <= limit:
             return None
         # Where a run leaves a plateau its gradients grow tenfold too, and its loss falls.
-        level = SignalLevel.CAUTION if self._learns() else SignalLevel.WARNING
+        learns = median(losses[-_LEARNED_BY:]) < median(losses)
+        level = SignalLevel.CAUTION if learns else SignalLevel.WARNING
         return Signal(level, self.name, sustained, limit)
 
-    def _learns(self) -> bool:
-        """Whether recent losses lie below those of the window."""
-        losses = list(self._losses)
-        return median(losses[-_LEARNED_BY:]) < median(losses)
-
-    def _vanishing(self, fresh: list[float]) -> Signal | None:
+    def _vanishing(self, fresh: list[float], losses: list[float]) -> Signal | None:
         usual = self._usual
         if not usual > 0.0 or fresh[-1] >= self.config.vanishing * usual:
             return None
         last = [*self._norms, *fresh][-_VANISHED_IN_A_ROW:]
         if max(last) >= self.config.vanishing * usual:
             return None
-        losses = list(self._losses)
-        now, before = median(losses[-_VANISHED_IN_A_ROW:]), median(losses)
-        if now < before:
+        if median(losses[-_VANISHED_IN_A_ROW:]) < self._level:
             # An optimum comes near, or the gradient was that of an oscillation which a smaller learning rate
             # has ended. Units that died, or saturate, leave the loss higher than before.
             return None
@@ -156,7 +152,7 @@ class GradientNorm:
             "last": self._last,
             "before": self._before,
             "peak": self._peak,
-            "usual": [self._usual, self._learned],
+            "usual": [self._usual, self._level, self._learned],
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -164,7 +160,7 @@ class GradientNorm:
         window = self.config.window
         self._norms = deque(state["norms"], maxlen=window)
         self._losses = deque(state["losses"], maxlen=window)
-        self._fresh, self._last = list(state["fresh"]), state["last"]
+        self._fresh, self._last = [(norm, loss) for norm, loss in state["fresh"]], state["last"]
         self._before, self._peak = state["before"], state["peak"]
-        self._usual, learned = state["usual"]
+        self._usual, self._level, learned = state["usual"]
         self._learned = int(learned)

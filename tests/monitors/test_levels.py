@@ -163,6 +163,18 @@ def test_f32_a_gradient_that_vanishes_with_an_oscillation_is_none_that_died(loss
     assert last(GradientNorm(), run) == level
 
 
+@pytest.mark.parametrize("before", range(90, 106))
+def test_f32_at_an_optimum_reached_in_one_step_nothing_has_died(before):
+    """A Gauss-Newton jump onto the optimum: whenever the window's median comes down, the loss's does too."""
+    monitor, found = GradientNorm(), []
+    norms = [*([0.9, 1.0, 1.1] * 40)[:before], *[1e-5, 2e-5, 3e-5] * 100]
+    run = records([1.0] * before + [0.004] * 300, norms)
+    for number, record in enumerate(run, 1):
+        monitor.observe(record)
+        found.append(monitor.check(record) if number % 10 == 0 else None)
+    assert not any(found)
+
+
 @pytest.mark.parametrize(("loss", "level"), [(2.2, "caution"), (2.3, "warning"), (2.6, "warning")])
 def test_f32_gradients_that_grow_where_a_run_leaves_a_plateau_are_no_explosion(loss, level):
     """LeNet with batches of four: gradients grow twentyfold within a hundred steps, and the loss falls."""
