@@ -68,7 +68,7 @@ class CreditConfig:
     align_trend: float = attrs.field(default=0.25, validator=between(0.0))
     patience: int = attrs.field(default=2, validator=between(0))
     rest: int = attrs.field(default=100, validator=between(1))
-    trust: float = attrs.field(default=0.01, validator=between(0.0, low_open=True))
+    trust: float = attrs.field(default=0.02, validator=between(0.0, low_open=True))
     foresight: bool = False
     foresight_step: float = attrs.field(default=1.5, validator=between(1.0))
 
