@@ -12,7 +12,7 @@ import attrs
 
 from benchmarks.rivals import RIVALS
 from benchmarks.settings import Setting
-from hybridcore.records import RunRecord, read_run, speedup
+from hybridcore.records import RunRecord, median_speedup, read_run, speedup
 from hybridcore.runfiles import finished
 
 __all__ = ["CURVE_ARMS", "Point", "curve", "curve_table", "draw_curve"]
@@ -81,8 +81,8 @@ def _point(
         setting,
         arm,
         ratio,
-        _typical([gain.cost for gain in known]),
-        _typical([gain.wall for gain in known]),
+        median_speedup([gain.cost for gain in known]),
+        median_speedup([gain.wall for gain in known]),
         _typical([found[seed].final_loss for seed in paired]),
         len(paired),
     )

@@ -26,7 +26,6 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 import attrs
@@ -38,7 +37,7 @@ from hybridcore.arms import check_arm
 from hybridcore.compare import Comparison, read_comparison
 from hybridcore.errors import HybridCoreError
 from hybridcore.metrics import plain_json
-from hybridcore.records import speedup
+from hybridcore.records import median_speedup, speedup
 
 DATA_FILE = "fashion_mnist.npz"
 
@@ -106,7 +105,7 @@ def rows(results: Mapping[Setting, Comparison]) -> list[Row]:
         tuned = {r.seed: r.evaluations for r in other if r.arm == "baseline"}
         own = {r.seed: r.evaluations for r in results[setting].records if r.arm == "baseline"}
         gains = [speedup(tuned[seed], own[seed]) for seed in tuned.keys() & own.keys()]
-        return float(median([gain.cost for gain in gains if gain is not None] or [math.nan]))
+        return median_speedup([gain.cost for gain in gains if gain is not None])
 
     table = []
     for setting, result in results.items():

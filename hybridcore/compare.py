@@ -19,7 +19,7 @@ from hybridcore.config import HybridConfig
 from hybridcore.errors import MetricsError
 from hybridcore.events import Listener
 from hybridcore.metrics import plain_json
-from hybridcore.records import RunRecord, is_drawn, loss_gap, read_run, speedup
+from hybridcore.records import RunRecord, is_drawn, loss_gap, median_speedup, read_run, speedup
 from hybridcore.runfiles import finished, require_same, require_unused, write_json
 from hybridcore.runner import run_task, train
 from hybridcore.tuning import CANDIDATES, tune
@@ -329,10 +329,10 @@ def _row(
         predicted_steps=_median([_count(run, "predicted_steps") for run in runs]),
         seconds_to_target=_median([time.seconds for time in times]),
         cost_to_target=_median([time.cost for time in times]),
-        speedup_wall=_median(walls),
+        speedup_wall=median_speedup(walls),
         speedup_wall_low=min(walls, default=math.nan),
         speedup_wall_interval=_interval(walls),
-        speedup_cost=_median(costs),
+        speedup_cost=median_speedup(costs),
         speedup_cost_low=min(costs, default=math.nan),
         speedup_cost_interval=_interval(costs),
         speedup_bound=_median([_count(run, "speedup_bound") for run in runs]),
@@ -357,7 +357,9 @@ def _interval(values: Sequence[float]) -> tuple[float, float]:
         return (math.nan, math.nan)
     rng = np.random.default_rng(0)
     picked = rng.choice(np.asarray(values), size=(_RESAMPLES, len(values)))
-    low, high = np.percentile(np.median(picked, axis=1), [2.5, 97.5])
+    with np.errstate(divide="ignore"):
+        medians = 1.0 / np.median(1.0 / picked, axis=1)
+    low, high = np.percentile(medians, [2.5, 97.5])
     return (float(low), float(high))
 
 

@@ -7,6 +7,7 @@ import math
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from statistics import median
 from typing import Any, NoReturn
 
 import attrs
@@ -26,6 +27,7 @@ __all__ = [
     "final_loss",
     "is_drawn",
     "loss_gap",
+    "median_speedup",
     "read_run",
     "speedup",
     "speedup_bound",
@@ -256,6 +258,22 @@ def speedup(
     target = final_loss(baseline) if target is None else target
     base, here = time_to_loss(baseline, target), time_to_loss(run, target)
     return Speedup(_ratio(base.seconds, here.seconds), _ratio(base.cost, here.cost), target)
+
+
+def median_speedup(gains: Sequence[float]) -> float:
+    """Median of speed-ups, taken of the times they stand for: that of a miss and a hit is a miss.
+
+    Args:
+        gains: Speed-ups of the seeds, 0 for a miss; NaN gives NaN, and so does none at all.
+
+    Example:
+        >>> median_speedup([2.0, 4.0, 8.0]), round(median_speedup([2.0, 4.0]), 3), median_speedup([0.0, 4.0])
+        (4.0, 2.667, 0.0)
+    """
+    if not gains or any(math.isnan(gain) for gain in gains):
+        return math.nan
+    time = median([1.0 / gain if gain else math.inf for gain in gains])
+    return 1.0 / time if time else math.inf
 
 
 def _ratio(base: float, here: float) -> float:

@@ -51,7 +51,7 @@ def _shown(row: Row) -> Comparison:
         for record in row.comparison.records
         if record.arm in arms
     )
-    rows = tuple(arm for arm in row.comparison.rows if arm.arm.removesuffix(", averaged") in arms)
+    rows = tuple(arm for arm in row.comparison.rows if arm.arm.partition(", ")[0] in arms)
     return attrs.evolve(row.comparison, records=records, rows=rows)
 
 

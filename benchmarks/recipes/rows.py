@@ -5,14 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from statistics import median
 
 import attrs
 
 from benchmarks.recipes.catalogue import Recipe
 from benchmarks.recipes.plan import PUBLISHED_RIVALS, Plan, Tuned
 from hybridcore.compare import ArmRow, Comparison, read_comparison, summarise
-from hybridcore.records import RunRecord, speedup
+from hybridcore.records import RunRecord, median_speedup, speedup
 from hybridcore.report.overhead import overheads
 from hybridcore.report.profile import performance_ratios, share_within
 
@@ -120,8 +119,8 @@ def _row(recipe: Recipe, plan: Plan, folder: Path, result: Comparison) -> Row | 
         result,
         plan.tuned(folder),
         plan.found(folder),
-        median(cost for cost, _ in gains) if gains else math.nan,
-        median(wall for _, wall in gains) if gains else math.nan,
+        median_speedup([cost for cost, _ in gains]),
+        median_speedup([wall for _, wall in gains]),
     )
 
 
