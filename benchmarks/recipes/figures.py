@@ -103,8 +103,8 @@ def rates(rows: Sequence[Row]) -> Any:
     found = sorted((row for row in rows if row.tuned is not None), key=lambda row: -row.tuned.factor)  # type: ignore[union-attr]
     looks = {
         "hybrid": ("o", "#0b6fd1"),
-        "hybrid, averaged": ("^", "#6fb1f2"),
-        "baseline, averaged": ("x", "#777777"),
+        "hybrid, read out": ("^", "#6fb1f2"),
+        "baseline, read out": ("x", "#777777"),
     }
     for arm, (marker, colour) in looks.items():
         points = [(1 / row.tuned.factor, max(row.cost(arm), FLOOR)) for row in found if row.tuned]
