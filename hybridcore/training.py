@@ -19,7 +19,16 @@ from hybridcore.events import Event, EventBus
 from hybridcore.metrics import MetricsWriter, plain_json
 from hybridcore.peaks import PeakMemory
 from hybridcore.protocols import TaskRun
-from hybridcore.records import AVERAGED, READ_OUT, Evaluation, final_loss, loss_gap, speedup, speedup_bound
+from hybridcore.records import (
+    AVERAGED,
+    READ_OUT,
+    Evaluation,
+    curve_of,
+    final_loss,
+    loss_gap,
+    speedup,
+    speedup_bound,
+)
 from hybridcore.runfiles import write_json
 from hybridcore.steppers import Resumable, Stepper
 from hybridcore.tasks.batches import skip_batches
@@ -249,6 +258,11 @@ class TrainingLoop:
             found[f"{READ_OUT}cost"] = float(counts["cost"]) + read_out.cost
         return found
 
+    def _read_out_loss(self) -> float | None:
+        curve = curve_of(self._evaluations, READ_OUT)
+        loss: float | None = plain_json(final_loss(curve))
+        return loss
+
     def _measure(self) -> dict[str, float]:
         found = self._task.evaluate()
         return dict(found) if isinstance(found, Mapping) else {"loss": found}
@@ -266,6 +280,7 @@ class TrainingLoop:
             **(self._memory.summary() if self._memory is not None else {}),
             "interrupted": interrupted,
             "final_loss": plain_json(final_loss(self._evaluations)),
+            **({"read_out_loss": self._read_out_loss()} if stepper.read_out is not None else {}),
             "speedup": None if gain is None else gain.wall,
             "speedup_cost": None if gain is None else gain.cost,
             "speedup_bound": speedup_bound(share, forward=0.0 if forward_free else 1.0 / 3.0),

@@ -52,6 +52,9 @@ def test_summary_table_names_interruption_and_baseline_only_where_they_are(compa
     plain = text(summary_table(summary))
     assert "speed-up" not in plain
     assert "interrupted" not in plain
+    assert "read out" not in plain
+    kept = text(summary_table({**summary, "read_out": "average", "read_out_loss": 0.25}))
+    assert "the average of its weights, 0.25" in kept
     full = text(summary_table({**summary, "interrupted": True, "speedup": 2.0, "speedup_cost": 1.5}))
     assert "2 wall clock, 1.5 cost" in full
     assert "interrupted" in full

@@ -278,6 +278,7 @@ def test_a_run_says_which_weights_it_is_read_out_by(tmp_path, registry, configur
         assert found["read_out_loss"] in (evaluation.loss, found["averaged_loss"])
     chosen = found["averaged_loss"] if summary["read_out"] == "average" else evaluation.loss
     assert (found["read_out_loss"], found["read_out_examples"]) == (chosen, 100.0)
+    assert summary["read_out_loss"] == chosen
     assert found["read_out_cost"] == evaluation.cost + summary["read_out_cost"] > evaluation.cost
     apart = summary["average_seconds"] + summary["read_out_seconds"]
     assert found["read_out_elapsed"] == pytest.approx(evaluation.elapsed + apart)

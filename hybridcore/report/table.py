@@ -176,6 +176,7 @@ def summary_lines(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
     real, predicted = summary["real_steps"], summary["predicted_steps"]
     lines = [
         ("final validation loss", number(summary["final_loss"])),
+        *_read_out_lines(summary),
         ("real steps / backward passes", f"{real} / {summary['backward_passes']}"),
         ("predicted steps", f"{number(predicted)} ({predicted / (real + predicted or 1):.0%} of all)"),
         ("jumps applied / refused", f"{summary['jumps']} / {summary['refused']}"),
@@ -196,6 +197,13 @@ def summary_lines(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
     if summary.get("interrupted"):
         lines.append(("interrupted", "yes; the numbers are what was measured so far"))
     return lines
+
+
+def _read_out_lines(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
+    if summary.get("read_out_loss") is None:
+        return []
+    by = "the average of its weights" if summary["read_out"] == "average" else "its weights"
+    return [("read out by", f"{by}, {number(summary['read_out_loss'])}")]
 
 
 def _peak_lines(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
