@@ -239,13 +239,13 @@ class Racer:
         compiling: Seconds of steps that compile.
     """
 
-    def __init__(self, lab: Lab, held_out: list[Any], probes: list[Any] | None) -> None:
+    def __init__(self, lab: Lab, batches: list[Any], held_out: list[Any], probes: list[Any] | None) -> None:
         self.adapter = lab.adapter(RATE)
         self.engine = None
         if probes is not None:
             self.engine = Engine.from_config(self.adapter, config_from_dict({}), probes=probes)
         self._step: Step = self.adapter.train_step if self.engine is None else self.engine.step
-        self._source, self._held_out = itertools.cycle(lab.batches), held_out
+        self._source, self._held_out = iter(batches), held_out
         self._cost = self._seconds = self.compiling = 0.0
         self.curve: list[tuple[float, float, float]] = []
 
@@ -270,8 +270,12 @@ def race(lab: Lab, steps: int, deadline: float, result: dict[str, Any]) -> tuple
     The arms take turns of `TURN` steps and end at the same cost, after two turns at least. Once both have
     begun, they may take `RACE_SHARE` of the time that is left.
     """
-    held_out, probes = lab.drawn(2, 7), lab.drawn(2, 8)
-    arms = {"baseline": Racer(lab, held_out, None), "hybrid": Racer(lab, held_out, probes)}
+    # No batch comes twice: on a few that are repeated, whoever learns faster overfits sooner.
+    batches, held_out, probes = lab.drawn(steps + 1, 9), lab.drawn(2, 7), lab.drawn(2, 8)
+    arms = {
+        "baseline": Racer(lab, batches, held_out, None),
+        "hybrid": Racer(lab, batches, held_out, probes),
+    }
     for arm in arms.values():
         arm.advance(1.0)
     until = time.monotonic() + RACE_SHARE * (deadline - time.monotonic())
