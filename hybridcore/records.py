@@ -158,6 +158,8 @@ class RunRecord:
 
     def _read_by(self, prefix: str, name: str) -> RunRecord | None:
         curve = curve_of(self.evaluations, prefix)
+        if curve and curve[-1].step < self.evaluations[-1].step:
+            return None  # only a part of the run was read out so
         start = {**self.start, "arm": f"{self.arm}, {name}"}
         return attrs.evolve(self, start=start, evaluations=curve) if curve else None
 

@@ -288,18 +288,20 @@ def test_aims_are_counted_from_the_rows(load, round_folder):
 
     rows = [
         like("a", hybrid=6.0, tuned=6.5),
-        like("b", hybrid=5.0, tuned=9.0),
+        like("b", **{"hybrid": 5.0, "hybrid, read out": 8.5, "tuned": 9.0}),
         like("c", hybrid=1.0, ema=2.0),
     ]
     fast, slow, often, near = rows_module.aims(rows)
     assert not fast.met
     assert "on 2 of 3 (a, b)" in fast.got
     assert not slow.met
+    assert "read out, in cost on 1 (b)" in fast.got
     assert "not on c" in slow.got, "its lower bound is 0.97"
     assert often.met
     assert "hybrid 67%" in often.got
     assert "ema 33%" in often.got
-    assert (near.met, near.got) == (False, "2 of 3")
+    assert "hybrid, read out 67%" in often.got
+    assert (near.met, near.got) == (False, "2 of 3; read out 2")
     assert rows_module.aims([*rows, like("d", hybrid=7.0)])[0].met
 
 

@@ -169,7 +169,8 @@ def aims(rows: Sequence[Row]) -> list[Aim]:
     fast_read = [row.recipe.name for row in rows if row.cost(READ_OUT_ARM) >= 5.0]
     slow = [row.recipe.name for row in rows if not _not_slower(row)]
     slow_wall = [row.recipe.name for row in rows if not row.wall("hybrid") >= 0.98]
-    slow_read = [row.recipe.name for row in rows if not _not_slower(row, READ_OUT_ARM)]
+    read = [row for row in rows if row.arm(READ_OUT_ARM) is not None]
+    slow_read = [row.recipe.name for row in read if not _not_slower(row, READ_OUT_ARM)]
     shares = _shares(rows, "hybrid")
     others = [share for arm, share in shares.items() if arm != "hybrid"]
     shares[READ_OUT_ARM] = _shares(rows, READ_OUT_ARM)[READ_OUT_ARM]
@@ -190,7 +191,7 @@ def aims(rows: Sequence[Row]) -> list[Aim]:
             + (f", not on {', '.join(slow)}" if slow else "")
             + f"; medians in wall clock on {count - len(slow_wall)}"
             + (f", not on {', '.join(slow_wall)}" if slow_wall else "")
-            + f"; read out, in cost on {count - len(slow_read)}"
+            + f"; read out, in cost on {len(read) - len(slow_read)} of {len(read)}"
             + (f", not on {', '.join(slow_read)}" if slow_read else ""),
             not slow,
         ),
