@@ -38,7 +38,13 @@ from hybridcore.peaks import PEAKS
 from hybridcore.plugins import Registry, load_framework, load_registry
 from hybridcore.runner import run_task
 
-CLOCK = {"elapsed", "seconds", "credit_seconds", "overhead_share", "average_seconds", "averaged_elapsed"} | {
+CLOCK = {
+    "elapsed",
+    "seconds",
+    "credit_seconds",
+    "overhead_share",
+    "average_seconds",
+    "averaged_elapsed",
     "read_out_seconds",
     "read_out_elapsed",
 }

@@ -25,7 +25,13 @@ from hybridcore.runner import run_task
 from hybridcore_tensorflow import TensorFlowAdapter, load_exported
 
 layers = keras.layers
-CLOCK = {"elapsed", "seconds", "credit_seconds", "overhead_share", "average_seconds", "averaged_elapsed"} | {
+CLOCK = {
+    "elapsed",
+    "seconds",
+    "credit_seconds",
+    "overhead_share",
+    "average_seconds",
+    "averaged_elapsed",
     "read_out_seconds",
     "read_out_elapsed",
 }

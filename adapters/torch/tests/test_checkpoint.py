@@ -19,7 +19,13 @@ from hybridcore.runner import run_task
 from hybridcore.tasks.building import build_task
 from hybridcore_torch import TorchAdapter
 
-CLOCK = {"elapsed", "seconds", "credit_seconds", "overhead_share", "average_seconds", "averaged_elapsed"} | {
+CLOCK = {
+    "elapsed",
+    "seconds",
+    "credit_seconds",
+    "overhead_share",
+    "average_seconds",
+    "averaged_elapsed",
     "read_out_seconds",
     "read_out_elapsed",
 }
