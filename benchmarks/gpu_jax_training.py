@@ -18,6 +18,7 @@ import optax
 from benchmarks.gpu_jax_lab import look, traces
 from hybridcore.configfile import config_from_dict
 from hybridcore.engine import Engine
+from hybridcore.events import Event, EventBus
 from hybridcore.kernels import ChosenKernels
 from hybridcore.plugins import load_registry
 from hybridcore_cupy import CupyKernels
@@ -237,17 +238,27 @@ class Racer:
     Attributes:
         curve: Cost in steps of the user's own, seconds without steps that compile, held-out loss.
         compiling: Seconds of steps that compile.
+        story: Jumps, verdicts and what was done about faults, with their numbers.
     """
 
     def __init__(self, lab: Lab, batches: list[Any], held_out: list[Any], probes: list[Any] | None) -> None:
         self.adapter = lab.adapter(RATE)
         self.engine = None
+        self.story: list[dict[str, Any]] = []
         if probes is not None:
-            self.engine = Engine.from_config(self.adapter, config_from_dict({}), probes=probes)
+            events = EventBus()
+            events.listen(self._note)
+            self.engine = Engine.from_config(
+                self.adapter, config_from_dict({}), probes=probes, events=events
+            )
         self._step: Step = self.adapter.train_step if self.engine is None else self.engine.step
         self._source, self._held_out = iter(batches), held_out
         self._cost = self._seconds = self.compiling = 0.0
         self.curve: list[tuple[float, float, float]] = []
+
+    def _note(self, event: Event, payload: Any) -> None:
+        if event in (Event.JUMP, Event.VERDICT, Event.ROLLBACK, Event.RECOVERY, Event.SIGNAL):
+            self.story.append({"event": str(event), **payload})
 
     def advance(self, cost: float) -> None:
         """Train up to a cost, and look at the held-out loss there."""
@@ -287,7 +298,7 @@ def race(lab: Lab, steps: int, deadline: float, result: dict[str, Any]) -> tuple
             arms[name].advance(min(cost, steps))
         names.reverse()
     curves = {name: arm.curve for name, arm in arms.items()}
-    result["race"] = curves
+    result["race"], result["story"] = curves, arms["hybrid"].story
     engine = arms["hybrid"].engine
     assert engine is not None
     target = curves["baseline"][-1]
