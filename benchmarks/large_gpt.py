@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from safetensors.numpy import load_file, save_file
 
+from benchmarks.repeatable import repeatable
 from hybridcore.kernels.host import to_host
 from hybridcore.protocols import OptimizerSpec, Problem, TaskRun
 from hybridcore.tasks.batches import ConvertedBatches
@@ -122,6 +123,7 @@ def large_gpt(
     assert framework == "torch"
     assert kind in KINDS
     options, place = SIZES[size].options(kind), torch.device(device)
+    repeatable(place)
     splits = text_splits(_library() if kind == "scratch" else _fine(text), options, seed)
     shape: dict[str, Any] = dict(options.shape)
     weights: Mapping[str, Any] = _initial(size, seed) if kind == "scratch" else base_of(size, device)

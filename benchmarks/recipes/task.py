@@ -13,6 +13,7 @@ from benchmarks.recipes.catalogue import named
 from benchmarks.recipes.data import load
 from benchmarks.recipes.models import build
 from benchmarks.recipes.optimizers import make_optimizer, make_schedule
+from benchmarks.repeatable import repeatable
 from hybridcore.protocols import OptimizerSpec, TaskRun
 from hybridcore.tasks.batches import ConvertedBatches
 from hybridcore_torch import TorchAdapter
@@ -52,6 +53,7 @@ def recipe(
     """
     assert framework == "torch"
     found, place = named(recipe), torch.device(device)
+    repeatable(place)
     source, built = load(found, Path(data) if data else None), build(found, seed)
     built.model.to(place)
     spec = OptimizerSpec(optimizer, learning_rate, 0.9, weight_decay, schedule, steps)
