@@ -272,12 +272,15 @@ class JaxAdapter(HostMemory):
             ModelError: The user's own train step returned the wrong thing; nothing was changed.
         """
         self._bring_back()
-        try:
-            self._state, result = self._runner.run(self._state, batch)
-        except Exception:
-            if isinstance(self._runner, OwnStepRunner):
+        if isinstance(self._runner, StepRunner):
+            self._state, read = self._runner.run(self._state, batch)
+            result = read()
+        else:
+            try:
+                self._state, result = self._runner.run(self._state, batch)
+            except Exception:
                 self._state = self._runner.recover()
-            raise
+                raise
         self._count(result)
         return result
 

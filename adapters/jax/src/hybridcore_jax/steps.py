@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -68,15 +69,22 @@ class StepRunner:
         self._compiled = jax.jit(self._step, donate_argnums=(0,) if donate else ())
         self._unit_ratio: float | None = None
 
-    def run(self, state: TrainState, batch: Any) -> tuple[TrainState, StepResult]:
-        """One step; where it is skipped the returned state holds what the given one held.
+    def run(self, state: TrainState, batch: Any) -> tuple[TrainState, Callable[[], StepResult]]:
+        """Begin one step; where it is skipped the returned state holds what the given one held.
+
+        The result is had by a call, which waits for the device. Let go of the given state before: Python takes
+        a microsecond for each of its arrays, and the device need not wait for that.
 
         Raises:
             BatchError: The model cannot take the batch; the given state is still valid.
         """
         state, report = self._compiled(state, batch, self._unit_ratio)
-        loss, norm, good, count, passes = to_host(report).tolist()
-        return state, StepResult(loss, norm, not good, int(count), int(passes))
+
+        def result() -> StepResult:
+            loss, norm, good, count, passes = to_host(report).tolist()
+            return StepResult(loss, norm, not good, int(count), int(passes))
+
+        return state, result
 
     def clip_adaptively(self, ratio: float | None) -> None:
         """Clip gradients unit by unit, relative to the weights; None ends it (F69).
