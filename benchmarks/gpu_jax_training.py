@@ -248,9 +248,7 @@ class Racer:
         if probes is not None:
             events = EventBus()
             events.listen(self._note)
-            self.engine = Engine.from_config(
-                self.adapter, config_from_dict({}), probes=probes, events=events
-            )
+            self.engine = Engine.from_config(self.adapter, config_from_dict({}), probes=probes, events=events)
         self._step: Step = self.adapter.train_step if self.engine is None else self.engine.step
         self._source, self._held_out = iter(batches), held_out
         self._cost = self._seconds = self.compiling = 0.0

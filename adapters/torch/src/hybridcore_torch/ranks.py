@@ -21,8 +21,8 @@ _SIGNS = ("gloo", "nccl", "connection closed", "connection reset", "broken pipe"
 """Words by which PyTorch's communication errors, which are plain RuntimeErrors, are told from others."""
 
 
-_Finish = Callable[..., tuple[NDArray[np.float64], float]]
-"""Waits for an exchange; the numbers of all ranks, and a number of this rank's own that came along."""
+_Finish = Callable[[], torch.Tensor]
+"""Numbers of all ranks one after the other, on the device; waits for the exchange on the CPU only."""
 
 
 def find_ranks(model: nn.Module, params: Sequence[torch.Tensor], wanted: bool | None) -> int:
@@ -109,10 +109,15 @@ class TorchRanks:
         """Whether a rank holds less than the whole model."""
         return self.copies < self.world_size
 
+    @property
+    def beside_training(self) -> bool:
+        """Whether exchanges are made on the device that trains, in the order of its own work."""
+        return self._device.type != "cpu"
+
     def gather(self, values: Sequence[float]) -> NDArray[np.float64]:
         """Numbers of all ranks, shape (ranks, k)."""
         with peers_watched("an exchange of numbers"):
-            return self._start(torch.tensor(values, dtype=torch.float64))()[0]
+            return self._rows(self._start(torch.tensor(values, dtype=torch.float64))().cpu())
 
     def _start(self, mine: torch.Tensor) -> _Finish:
         self.exchanges += 1
@@ -120,14 +125,16 @@ class TorchRanks:
         flat = mine.new_empty(self.world_size * mine.numel())
         work = distributed.all_gather_into_tensor(flat, mine, async_op=True)
 
-        def finish(beside: torch.Tensor | None = None) -> tuple[NDArray[np.float64], float]:
+        def finish() -> torch.Tensor:
             if work is not None:
                 work.wait()
-            parts = flat if beside is None else torch.cat((flat, self._number(beside)))
-            numbers = parts.cpu().numpy()  # on a GPU the only wait
-            return numbers[: flat.numel()].reshape(self.world_size, -1), float(numbers[-1])
+            return flat
 
         return finish
+
+    def _rows(self, flat: torch.Tensor) -> NDArray[np.float64]:
+        numbers: NDArray[np.float64] = flat.numpy()
+        return numbers.reshape(self.world_size, -1)
 
     def _number(self, value: torch.Tensor | float) -> torch.Tensor:
         number = torch.as_tensor(value, dtype=torch.float64).detach()
@@ -184,13 +191,22 @@ class TorchRanks:
             norm: Norm of what this rank holds of the gradient: of all of it, where nothing is sharded.
         """
         with peers_watched("the loss of a step"):
-            if self._held is not None:
-                square = self._number(norm).square()
-                rows, _ = self._start(torch.cat((self._held, square)))()
-                size = math.sqrt(float(rows[:, 3].sum()) / self.copies)
-            else:
-                assert self._waiting is not None
-                rows, size = self._waiting(torch.as_tensor(norm))
+            return self.told(self.collected(norm).cpu())
+
+    def collected(self, norm: torch.Tensor | float) -> torch.Tensor:
+        """What `collect` reads, still on the device: all finite exactly where losses and norm are."""
+        if self._held is not None:
+            return self._start(torch.cat((self._held, self._number(norm).square())))()
+        assert self._waiting is not None
+        return torch.cat((self._waiting(), self._number(norm)))
+
+    def told(self, numbers: torch.Tensor) -> tuple[float, float]:
+        """Mean loss and norm from what `collected` gave, in the host's memory."""
+        if self._held is not None:
+            rows = self._rows(numbers)
+            size = math.sqrt(float(rows[:, 3].sum()) / self.copies)
+        else:
+            rows, size = self._rows(numbers[:-1]), float(numbers[-1])
         self.forget()
         self._agreed_seconds = float(rows[:, 2].mean())
         self.examples = int(rows[:, 1].sum())

@@ -14,6 +14,7 @@ from torch import nn
 from hybridcore.errors import ModelError
 from hybridcore.protocols import StepResult
 from hybridcore_torch.adaptive_clipping import clip_units
+from hybridcore_torch.ahead import Reading, can_refuse, update_unless
 from hybridcore_torch.batches import n_examples, split
 from hybridcore_torch.jump_rules import scale_velocity
 from hybridcore_torch.losses import LossCaller
@@ -89,6 +90,7 @@ class StepRunner:
         self._measure = grad_norm or max_grad_norm is not None
         self._params = [p for g in optimizer.param_groups for p in g["params"]]
         self._found, self._one = torch.zeros(1), torch.ones(1)
+        self._reading = Reading()
         self._plain: bool | None = None
         self._norm_every, self._ranks = norm_every, ranks
         self.since_norm = 0
@@ -166,21 +168,48 @@ class StepRunner:
             self._optimizer.zero_grad(set_to_none=True)
             raise
         self._guard.learn()
-        value, norm = self._finish_gradients(loss)
+        ahead = self._goes_ahead(loss)
+        value, norm = self._update_ahead(loss) if ahead else self._finish_gradients(loss)
         if self._ranks is not None:
             count = self._ranks.examples
             if self.needs_closure:
                 loss = loss.new_tensor(value)
         if not math.isfinite(value) or (self._measure and not math.isfinite(norm)):
+            self.real_steps -= ahead  # the device left it out
             self._skip(overflow=not math.isfinite(norm))
             updated = False
         else:
-            updated = self._update(evaluate, loss)
+            updated = ahead or self._update(evaluate, loss)
         overflow = not updated and self._scaler is not None and math.isfinite(value)
         evaluations = self._backwards // self._accumulate if self.needs_closure else 1
         return StepResult(
             value, norm, not updated, count, self._backwards, overflow, evaluations=max(1, evaluations)
         )
+
+    def _goes_ahead(self, loss: torch.Tensor) -> bool:
+        """Whether the update can be queued before its numbers are read: no wait while the device is idle."""
+        if not self._measure or self._scaler is not None or self.pending or not _works_ahead(loss):
+            return False
+        if self._ranks is not None and (self._ranks.sharded or not self._ranks.beside_training):
+            return False
+        return can_refuse(self._optimizer)
+
+    def _update_ahead(self, loss: torch.Tensor) -> tuple[float, float]:
+        """Measure, clip and update; loss and norm as numbers, and nothing changed where one is not finite."""
+        if self.unit_ratio is not None:
+            clip_units([p for p in self._params if p.grad is not None], self.unit_ratio)
+        norm = _norm([p.grad for p in self._params if p.grad is not None])
+        with nullcontext() if self._ranks is None else peers_watched("the loss of a step"):
+            numbers = _pair(loss, norm) if self._ranks is None else self._ranks.collected(norm)
+            self._reading.begin(numbers)
+            self._inside = True
+            try:
+                update_unless(self._optimizer, numbers, norm, self._limit)
+            finally:
+                self._inside = False
+            read = self._reading.end()
+        value, size = read.tolist() if self._ranks is None else self._ranks.told(read)
+        return value, size if self._limit is None or not size > self._limit else self._limit
 
     def _update(self, evaluate: Evaluate, loss: torch.Tensor) -> bool:
         """Let the optimizer change the weights; False where it, or its scaler, did not."""
@@ -278,8 +307,7 @@ class StepRunner:
             return self._ranks.collect(norm)
         if not loss.is_cuda:
             return loss.item(), norm.item()
-        wide = torch.promote_types(torch.promote_types(loss.dtype, norm.dtype), torch.float32)
-        value, size = torch.stack((loss.to(wide), norm.to(loss.device, wide))).tolist()
+        value, size = _pair(loss, norm).tolist()
         return value, size
 
     def measure_next(self) -> None:
@@ -348,6 +376,17 @@ class StepRunner:
     def _on_after(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
         if not self._told_to_skip(optimizer):
             self.real_steps += 1
+
+
+def _works_ahead(loss: torch.Tensor) -> bool:
+    """Whether the host queues work for a device that does it later."""
+    return loss.is_cuda
+
+
+def _pair(loss: torch.Tensor, norm: torch.Tensor) -> torch.Tensor:
+    """Both on the loss's device, shape (2,), in float32 or better."""
+    wide = torch.promote_types(torch.promote_types(loss.dtype, norm.dtype), torch.float32)
+    return torch.stack((loss.to(wide), norm.to(loss.device, wide)))
 
 
 @torch.no_grad()
