@@ -151,11 +151,21 @@ class Run:
         }
 
 
-def bookkeeping(plan: Plan, task: Task) -> dict[str, Any]:
-    """Paired times of a plain data-parallel loop and of one with the engine, whose jumps are all refused."""
+def bookkeeping(plan: Plan, task: Task, fused: bool) -> dict[str, Any]:
+    """Paired times of a plain data-parallel loop and of one with the engine, whose jumps are all refused.
+
+    Args:
+        plan: Sizes.
+        task: Batches and networks.
+        fused: Whether both take PyTorch's fused SGD, which can be told to leave an update out.
+    """
     batches = [task.batch(i, plan.batch * task.ranks) for i in range(TURN)]
     plain = task.network(plan.width, "ddp")
-    optimizer = torch.optim.SGD(plain.parameters(), lr=1e-3, momentum=0.9)
+
+    def rule(network: nn.Module) -> torch.optim.SGD:
+        return torch.optim.SGD(network.parameters(), lr=1e-3, momentum=0.9, fused=fused or None)
+
+    optimizer = rule(plain)
 
     def step(one: Any) -> None:
         optimizer.zero_grad(set_to_none=True)
@@ -165,9 +175,8 @@ def bookkeeping(plan: Plan, task: Task) -> dict[str, Any]:
         loss.item()
 
     model = task.network(plan.width, "ddp")
-    other = torch.optim.SGD(model.parameters(), lr=1e-3, momentum=0.9)
     config: HybridConfig = config_from_dict({"predictor": {"name": "none"}})
-    hybrid = hybridize(model, other, config, loss_fn=losses, probe=[task.batch(10**7, 64)])
+    hybrid = hybridize(model, rule(model), config, loss_fn=losses, probe=[task.batch(10**7, 64)])
 
     def turn(action: Callable[[Any], object]) -> float:
         hybrid.adapter.synchronize()
@@ -214,7 +223,9 @@ def work(plan: Plan, rank: int, ranks: int, out: Path) -> None:
         world_size=ranks,
         timeout=timedelta(minutes=10),
     )
-    found: dict[str, Any] = {"bookkeeping": bookkeeping(plan, Task(device, torch.float32, rank, ranks))}
+    timed = Task(device, torch.float32, rank, ranks)
+    found: dict[str, Any] = {"bookkeeping": bookkeeping(plan, timed, False)}
+    found["bookkeeping, fused"] = bookkeeping(plan, timed, True)
     ways = ["ddp", "fsdp"] if plan.fsdp else ["ddp"]
     for how in ways:
         found[how] = Run(Task(device, torch.float32, rank, ranks), how).train(plan.steps)

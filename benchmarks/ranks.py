@@ -12,7 +12,8 @@ those of one process. In float32, rounding grows with every jump, until a close 
 Traffic: PyTorch's profiler counts the collectives inside of real steps, predictions and changes of weights.
 
 Bookkeeping: on the same processes, a plain data-parallel loop and one with the engine, in which every jump is
-refused, take turns in the order A B B A; the median of the paired ratios is shown.
+refused, take turns in the order A B B A; the median of the paired ratios is shown. Once with the default SGD,
+once with the fused one, whose updates need not wait until their numbers are known.
 
 On the CPU the processes use gloo, with ``--device cuda`` NCCL and one GPU each.
 """
@@ -95,7 +96,8 @@ def compare_with_one(many: Found, one: Found) -> Found:
 def report(plan: Plan, ranks: int, found: list[Found]) -> Found:
     """All numbers of one count of processes."""
     ways = ["ddp", "fsdp"] if plan.fsdp else ["ddp"]
-    row: Found = {"processes": ranks, "steps": plan.steps, "bookkeeping": found[0]["bookkeeping"]}
+    row: Found = {"processes": ranks, "steps": plan.steps}
+    row |= {key: found[0][key] for key in ("bookkeeping", "bookkeeping, fused")}
     for how in ways:
         row[how] = compare_ranks(found, how)
         row[f"{how} against one process"] = compare_with_one(found[0][f"{how} in float64"], found[0]["alone"])

@@ -72,8 +72,8 @@ class StepRunner:
     def run(self, state: TrainState, batch: Any) -> tuple[TrainState, Callable[[], StepResult]]:
         """Begin one step; where it is skipped the returned state holds what the given one held.
 
-        The result is had by a call, which waits for the device. Let go of the given state before: Python takes
-        a microsecond for each of its arrays, and the device need not wait for that.
+        The result is had by a call, which waits for the device. Let go of the given state before: freeing its
+        arrays takes Python a while, and the device need not wait for that.
 
         Raises:
             BatchError: The model cannot take the batch; the given state is still valid.
