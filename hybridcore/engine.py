@@ -32,6 +32,7 @@ from hybridcore.protocols import (
     StepResult,
     UsesKernels,
 )
+from hybridcore.readout import ReadOut
 from hybridcore.summary import engine_summary
 from hybridcore.wiring import wire
 
@@ -341,7 +342,8 @@ class Engine:
         Raises:
             PredictionError: The configuration keeps no average.
         """
-        with self._required_average().in_place(self.adapter, self.probes.batches):
+        average, _ = self._kept_average()
+        with average.in_place(self.adapter, self.probes.batches):
             yield
 
     def adopt_average(self) -> None:
@@ -350,9 +352,9 @@ class Engine:
         Raises:
             PredictionError: The configuration keeps no average.
         """
-        self._required_average()
+        average, _ = self._kept_average()
         self.finish()
-        self._adopt()
+        self._adopt(average)
 
     @contextmanager
     def chosen(self) -> Iterator[bool]:
@@ -364,9 +366,8 @@ class Engine:
         Raises:
             PredictionError: The configuration keeps no average.
         """
-        self._required_average()
-        assert self.read_out is not None
-        with self.read_out.in_place() as averaged:
+        _, read_out = self._kept_average()
+        with read_out.in_place() as averaged:
             yield averaged
 
     def adopt_chosen(self) -> bool:
@@ -378,21 +379,19 @@ class Engine:
         Raises:
             PredictionError: The configuration keeps no average.
         """
-        self._required_average()
-        assert self.read_out is not None
+        average, read_out = self._kept_average()
         self.finish()
-        averaged = self.read_out.decide(anew=True)
+        averaged = read_out.decide(anew=True)
         if averaged:
-            self._adopt()
+            self._adopt(average)
         return averaged
 
-    def _adopt(self) -> None:
-        assert self.average is not None
-        self.average.adopt(self.adapter, self.probes.batches)
+    def _adopt(self, average: RunningAverage) -> None:
+        average.adopt(self.adapter, self.probes.batches)
         self.history.restart()
 
-    def _required_average(self) -> RunningAverage:
-        if self.average is None:
+    def _kept_average(self) -> tuple[RunningAverage, ReadOut]:
+        if self.average is None or self.read_out is None:
             raise PredictionError(
                 "no average of the weights is kept",
                 where="average.enabled",
@@ -400,7 +399,7 @@ class Engine:
                 expected="true",
                 fix="set average.enabled = true",
             )
-        return self.average
+        return self.average, self.read_out
 
     def summary(self) -> dict[str, Any]:
         """Counts, credit, overhead and memory so far, as plain data."""
