@@ -11,6 +11,7 @@ from hybridcore.checkpoint.attributes import put, take
 from hybridcore.config import HistoryConfig
 from hybridcore.errors import MemoryBudgetError, PredictionError
 from hybridcore.kernels.encoding import encoded_bytes
+from hybridcore.kernels.ranked import RankedKernels
 from hybridcore.kernels.reference import REFERENCE
 from hybridcore.layout import Buckets, ParamLayout
 from hybridcore.memory import Memory, budget_bytes
@@ -114,6 +115,7 @@ class History:
         self._adapter: Adapter | None = None
         self._recent: Buckets | None = None
         self._recent_is: str = "nothing"
+        self._update_norm: float | None = None
         self._older: Buckets | None = None
         self._older_is_update = False
         self._sum: Buckets | None = None
@@ -235,6 +237,7 @@ class History:
                 self._older_is_update = self._recent_is == "update"
             self._recent = adapter.read_params(self._recent)
             self._recent_is = "before"
+            self._update_norm = None
 
     def after_step(self, adapter: Adapter) -> None:
         """Take in the weights after a real step."""
@@ -320,6 +323,18 @@ class History:
         """The last update, and the one of the real step right before it where both were seen."""
         update = self.last_update()
         return update, self._older if self._older_is_update else None
+
+    def note_norm(self, norm: float) -> None:
+        """Keep the Euclidean norm of the last update, which somebody has measured, until the next step."""
+        self._update_norm = norm
+
+    def norm_of(self, vector: Buckets) -> float | None:
+        """Euclidean norm of a change of the weights; None where other processes would have to be asked."""
+        if vector is self._recent and self._recent_is == "update" and self._update_norm is not None:
+            return self._update_norm
+        if isinstance(self.kernels, RankedKernels):
+            return None
+        return math.sqrt(float(self.kernels.gram([vector], self.xp)[0, 0]))
 
     def current(self) -> Buckets:
         """Copy of the current weights.
@@ -437,6 +452,7 @@ class History:
             adapter: The model that is observed.
         """
         put(self, _STATE, state)
+        self._update_norm = None
         self._means.load_state(state["means"])
         self._adapter = adapter if state["observed"] else None
 

@@ -33,6 +33,7 @@ class Jump:
         asked: Optimizer steps it was asked to be worth, before the caps.
         longest: Cap on `relative` that its trial opened with.
         shortened: What is left of it by that cap; 1 where it was short enough.
+        size: Norm of the proposed change before all scales and caps; 0 where nobody measured it.
     """
 
     deltas: Buckets
@@ -45,6 +46,7 @@ class Jump:
     asked: float
     longest: float = math.inf
     shortened: float = 1.0
+    size: float = 0.0
 
     def apply(self, adapter: Adapter, share: float = 1.0) -> None:
         """Add `share` of the change to the weights."""
@@ -127,13 +129,7 @@ class JumpLimiter:
             )
         lengths = self._measure(prediction.deltas, adapter)
         if not all(map(math.isfinite, lengths.values())) or not math.isfinite(prediction.scale):
-            raise DeltaError(
-                "a predicted change is not finite",
-                where="prediction.deltas",
-                got={g.value: n for g, n in lengths.items()},
-                expected="finite numbers",
-                fix="the predictor is reset and the jump refused; check its inputs",
-            )
+            raise self._not_finite({g.value: n for g, n in lengths.items()})
         whole = math.sqrt(sum(n * n for n in self.weight_norms.values()))
         groups: dict[ParamGroup, float] = {}
         capped: list[ParamGroup] = []
@@ -160,6 +156,7 @@ class JumpLimiter:
             tuple(capped),
             prediction.horizon,
             min(longest, self._config.max_relative_repeat) if repetition else longest,
+            size=abs(prediction.scale) * math.sqrt(sum(n * n for n in lengths.values())),
         )
         return self._shortened(jump)
 
@@ -175,29 +172,48 @@ class JumpLimiter:
             shortened=left,
         )
 
-    def repeat(self, prediction: Prediction, like: Jump) -> Jump:
-        """A jump that continues a trial: the caps of the trial's first jump hold, nothing is measured.
+    def repeat(self, prediction: Prediction, like: Jump, norm: float | None) -> Jump:
+        """A jump that continues a trial: the scales and caps of the trial's first jump hold.
 
-        Updates are taken to be as long as the one that was measured.
+        Where updates have grown since then, the cap on their length goes by the proposal's own norm. Where they
+        are shorter it does not: a chance of small batches would let the next one go further.
 
         Args:
             prediction: The next proposal of the same predictor.
             like: The jump that `limit` made at the trial's opening.
+            norm: Euclidean norm of the proposal's `deltas`; None takes updates to be as long as at first.
+
+        Raises:
+            DeltaError: The norm is not finite.
         """
-        ratio = prediction.horizon / like.asked if like.asked else 1.0
-        whole = ratio / like.shortened
+        ratio = grown = prediction.horizon / like.asked if like.asked else 1.0
+        if norm is not None:
+            size = abs(prediction.scale) * norm
+            if not math.isfinite(size):
+                raise self._not_finite(size)
+            grown = max(size / like.size, ratio) if like.size > 0.0 else ratio
         return self._shortened(
             Jump(
                 prediction.deltas,
                 prediction.scale,
                 {group: factor / like.shortened for group, factor in like.groups.items()},
-                like.horizon * whole,
+                like.horizon * ratio / like.shortened,
                 prediction.confidence,
-                like.relative * whole,
+                like.relative * grown / like.shortened,
                 like.capped,
                 prediction.horizon,
                 like.longest,
             )
+        )
+
+    @staticmethod
+    def _not_finite(got: object) -> DeltaError:
+        return DeltaError(
+            "a predicted change is not finite",
+            where="prediction.deltas",
+            got=got,
+            expected="finite numbers",
+            fix="the predictor is reset and the jump refused; check its inputs",
         )
 
     def _measure(self, deltas: Buckets, adapter: Adapter) -> dict[ParamGroup, float]:

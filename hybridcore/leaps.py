@@ -304,7 +304,8 @@ class Leaps:
             if prediction is None:
                 return None, f"predictor {name!r} failed and is dropped"
             if trial.continuous and trial.first_jump is not None:
-                return self._limiter.repeat(prediction, trial.first_jump), ""
+                norm = self._history.norm_of(prediction.deltas)
+                return self._limiter.repeat(prediction, trial.first_jump, norm), ""
             threshold = self._restraint.threshold(step)
             if prediction.confidence < threshold:
                 return None, f"confidence {prediction.confidence:.3f} below the raised {threshold:.3f}"

@@ -111,6 +111,7 @@ class Reach:
         fresh = None
         if older is not None and (beta > 0.0 or aligned):
             squared, before, shared = history.kernels.products(update, older, self._xp)
+            history.note_norm(math.sqrt(max(squared, 0.0)))
             fresh = max(squared + beta * beta * before - 2.0 * beta * shared, 0.0)
             if aligned:
                 self.alignment.observe(fresh, before, shared - beta * before)

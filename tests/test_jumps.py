@@ -141,12 +141,24 @@ def test_f86_a_repetition_has_a_cap_of_its_own_and_keeps_its_direction(adapter):
     assert first.horizon == pytest.approx(8.0 * 0.02 / single.relative)
     for name, moved in applied(adapter, first).items():
         np.testing.assert_allclose(moved, named[name] * first.horizon / 8.0, rtol=1e-4, atol=1e-9)
-    for asked in (2.0, 16.0, 0.1):  # later ones of the trial, longer and shorter
-        later = limiter.repeat(Prediction(deltas, asked, 0.5, asked / 8.0), first)
-        assert later.relative == pytest.approx(min(0.02, single.relative * asked / 8.0))
-        got = np.sqrt(sum((v**2).sum() for v in applied(adapter, later).values()))
-        assert got == pytest.approx(later.relative * whole, rel=1e-4)
-        assert later.horizon == pytest.approx(later.relative / single.relative * 8.0)
+    norm = np.sqrt(sum((d**2).sum() for d in deltas))
+    for asked in (2.0, 16.0, 0.1):  # later ones of the trial, longer and shorter, from updates that
+        for grown in (1.0, 4.0, 0.25):  # have grown or shrunk: the cap holds, a short one gets no more of it
+            now = tuple(grown * d for d in deltas)
+            later = limiter.repeat(Prediction(now, asked, 0.5, asked / 8.0), first, grown * norm)
+            free = single.relative * asked / 8.0 * max(grown, 1.0)
+            assert later.relative == pytest.approx(min(0.02, free))
+            got = np.sqrt(sum((v**2).sum() for v in applied(adapter, later).values()))
+            assert got == pytest.approx(later.relative * min(grown, 1.0) * whole, rel=1e-4)
+            assert later.horizon == pytest.approx(later.relative / free * asked)
+
+
+def test_f22_a_repetition_that_is_not_finite_raises(adapter):
+    deltas = adapter.layout.pack(change(adapter, SMALL), xp)
+    limiter = JumpLimiter(adapter.layout, xp, GroupsConfig())
+    first = limiter.limit(Prediction(deltas, 8.0, 0.5, 1.0), adapter, repetition=True)
+    with pytest.raises(DeltaError, match="not finite"):
+        limiter.repeat(Prediction(deltas, 8.0, 0.5, 1.0), first, np.inf)
 
 
 def test_f21_shares_sum_to_the_whole(adapter):

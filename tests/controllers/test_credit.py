@@ -36,6 +36,20 @@ def run(adapter, batches, steps, *, predictor=None, probes=(None,), config=None,
     return engine, recorder
 
 
+def watched(adapter):
+    """Norms of all changes that are applied from now on, over that of the weights."""
+    moved, apply = [], adapter.apply_delta
+
+    def applied(*arguments, **named):
+        before = np.concatenate(adapter.read_params())
+        apply(*arguments, **named)
+        after = np.concatenate(adapter.read_params())
+        moved.append(float(np.linalg.norm(after - before) / np.linalg.norm(before)))
+
+    adapter.apply_delta = applied
+    return moved
+
+
 def loss(adapter):
     return float(adapter.model.losses(adapter.params, None)[0])
 
@@ -189,9 +203,11 @@ def test_f86_the_first_trial_moves_no_further_than_trust_allows():
 
 
 def test_f86_no_repetition_moves_the_weights_further_than_its_cap():
-    moved = {}
+    """Neither by what is told of it nor in truth, though updates grow and shrink within a trial."""
+    moved, truly = {}, {}
     for cap in (0.003, 0.5):
         adapter, batches, held_out = clouds(optimizer=OptimizerSpec("sgd", 1e-3))
+        truly[cap] = watched(adapter)
         _, recorder = run(
             adapter,
             batches,
@@ -202,6 +218,8 @@ def test_f86_no_repetition_moves_the_weights_further_than_its_cap():
         moved[cap] = [jump["relative"] for jump in recorder.named("jump")]
     assert moved[0.003] and max(moved[0.003]) == pytest.approx(0.003)
     assert max(moved[0.5]) > 0.006
+    assert 0.0029 < max(truly[0.003]) < 1.02 * 0.003  # the weights' own norm is that of the trial's opening
+    assert min(truly[0.003]) > 0.0
 
 
 def test_a_verdict_waits_until_the_slope_without_jumps_is_known():
