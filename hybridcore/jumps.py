@@ -175,8 +175,8 @@ class JumpLimiter:
     def repeat(self, prediction: Prediction, like: Jump, norm: float | None) -> Jump:
         """A jump that continues a trial: the scales and caps of the trial's first jump hold.
 
-        Where updates have grown since then, the cap on their length goes by the proposal's own norm. Where they
-        are shorter it does not: a chance of small batches would let the next one go further.
+        Where updates have grown since then, the cap on their length goes by the proposal's own norm. Where
+        they are shorter it does not: a chance of small batches would let the next one go further.
 
         Args:
             prediction: The next proposal of the same predictor.
