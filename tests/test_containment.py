@@ -360,8 +360,11 @@ class TestWrongProposals:
         assert calls[0] > 9 and engine.counts.jumps >= 3
         assert not recorder.named("plugin-failed")
 
-    def test_f42_not_a_number_inside_a_row_of_continuous_changes_is_undone(self):
-        """There no pass over the change is made; the guard and the rollback see to it."""
+    @pytest.mark.parametrize("measured", [True, False])
+    def test_f42_not_a_number_inside_a_row_of_continuous_changes_does_no_harm(self, measured, monkeypatch):
+        """It is refused by its norm; where that is not measured, the guard and the rollback see to it."""
+        if not measured:
+            monkeypatch.setattr(History, "norm_of", lambda *arguments: None)
         calls = [0]
 
         class Turns(LastUpdate):
@@ -372,8 +375,10 @@ class TestWrongProposals:
                     return whole
                 return Prediction(tuple(b * np.nan for b in whole.deltas), horizon, 1.0)
 
-        engine, _ = run(controller=Credit(), predictor=Turns())
-        assert calls[0] > 12 and engine.counts.rollbacks == 1
+        engine, recorder = run(controller=Credit(), predictor=Turns())
+        assert calls[0] > 12 and engine.counts.rollbacks == (0 if measured else 1)
+        refused = [r for r in recorder.named("jump-refused") if "not finite" in r["reason"]]
+        assert len(refused) == (1 if measured else 0)
         assert all(np.isfinite(b).all() for b in engine.adapter.read_params())
         assert loss(engine) < 1.05 * loss(plain())
 
