@@ -127,7 +127,7 @@ lint: $(STAMP)  ## check style, types and dependency direction
 bench: $(STAMP)  ## measure the engine's bookkeeping, a quick round
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/overhead.py --quick
 
-bench-quick: $(STAMP)  ## run three published recipes with controls and rivals, ten minutes on two cores
+bench-quick: $(STAMP)  ## run three published recipes with controls and rivals, a quarter of an hour on two cores
 	$(BIN)/python -m benchmarks.recipes --quick --out runs/bench-quick $(RECIPES)
 
 bench-recipes: $(STAMP)  ## run all published recipes, hours on two cores; goes on where it stopped

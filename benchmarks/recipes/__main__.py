@@ -37,7 +37,7 @@ def read_options(arguments: Sequence[str] | None) -> argparse.Namespace:
     add(
         "--quick",
         action="store_true",
-        help="three recipes, two seeds, two rivals; ten minutes on two cores",
+        help="three recipes, two seeds, two rivals; a quarter of an hour on two cores",
     )
     add("--only", action="append", help="recipes whose name contains this; may be repeated")
     add("--seeds", type=int, help="number of seeds; 5")
