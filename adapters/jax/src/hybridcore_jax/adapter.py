@@ -273,7 +273,7 @@ class JaxAdapter(HostMemory):
         """
         self._bring_back()
         if isinstance(self._runner, StepRunner):
-            self._state, read = self._runner.run(self._state, batch)
+            self._state, read = self._runner.begin(self._state, batch)
             result = read()
         else:
             try:

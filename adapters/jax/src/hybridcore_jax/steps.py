@@ -69,7 +69,7 @@ class StepRunner:
         self._compiled = jax.jit(self._step, donate_argnums=(0,) if donate else ())
         self._unit_ratio: float | None = None
 
-    def run(self, state: TrainState, batch: Any) -> tuple[TrainState, Callable[[], StepResult]]:
+    def begin(self, state: TrainState, batch: Any) -> tuple[TrainState, Callable[[], StepResult]]:
         """Begin one step; where it is skipped the returned state holds what the given one held.
 
         The result is had by a call, which waits for the device. Let go of the given state before: freeing its

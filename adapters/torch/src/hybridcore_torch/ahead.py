@@ -56,7 +56,8 @@ def update_unless(
 class Reading:
     """Copies of a few numbers to the host, begun at one time and waited for at another.
 
-    The host's memory is used again by the next copy: wait for one before the next is begun.
+    In the order of the work that makes them, in memory that the next copy uses again: one has to be
+    waited for before the next is begun. `HostCopier` is for weights, which are copied beside the training.
     """
 
     def __init__(self) -> None:

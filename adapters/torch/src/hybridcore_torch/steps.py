@@ -196,9 +196,8 @@ class StepRunner:
 
     def _update_ahead(self, loss: torch.Tensor) -> tuple[float, float]:
         """Measure, clip and update; loss and norm as numbers, and nothing changed where one is not finite."""
-        if self.unit_ratio is not None:
-            clip_units([p for p in self._params if p.grad is not None], self.unit_ratio)
-        norm = _norm([p.grad for p in self._params if p.grad is not None])
+        self._clip_units()
+        norm = _norm(self._gradients())
         with nullcontext() if self._ranks is None else peers_watched("the loss of a step"):
             numbers = _pair(loss, norm) if self._ranks is None else self._ranks.collected(norm)
             self._reading.begin(numbers)
@@ -275,11 +274,10 @@ class StepRunner:
         """
         if self._scaler is not None:
             self._scaler.unscale_(self._optimizer)
-        if self.unit_ratio is not None:
-            clip_units([p for p in self._params if p.grad is not None], self.unit_ratio)
+        self._clip_units()
         if not self._measure:
             return loss.item() if self._ranks is None else self._ranks.collect()[0], math.nan
-        gradients = [local(p.grad) for p in self._params if p.grad is not None]
+        gradients = self._gradients()
         if self._limit is None and self._cheap_check(gradients):
             return self._check_cheaply(loss, gradients)
         value, size = self._read_out(loss, _norm(gradients))
@@ -346,7 +344,7 @@ class StepRunner:
     def before_outside_step(self) -> None:
         """Measure the gradients of an update that the host is about to make, and let the engine look."""
         if self._measure and not self.needs_closure:
-            gradients = [local(p.grad) for p in self._params if p.grad is not None]
+            gradients = self._gradients()
             scale = getattr(self._optimizer, "grad_scale", None)
             norm = _norm(gradients)
             self.outside_norm = norm if scale is None else norm / scale.to(norm.device)
@@ -356,7 +354,15 @@ class StepRunner:
 
     def finite_gradients(self) -> bool:
         """Whether all gradients are finite now."""
-        return math.isfinite(float(_norm([local(p.grad) for p in self._params if p.grad is not None])))
+        return math.isfinite(float(_norm(self._gradients())))
+
+    def _gradients(self) -> list[torch.Tensor]:
+        """What this process holds of the gradients."""
+        return [local(p.grad) for p in self._params if p.grad is not None]
+
+    def _clip_units(self) -> None:
+        if self.unit_ratio is not None:
+            clip_units([p for p in self._params if p.grad is not None], self.unit_ratio)
 
     def _settle_velocity(self) -> None:
         if self.pending:
