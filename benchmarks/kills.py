@@ -34,21 +34,10 @@ from benchmarks.file_operations import RECORD, watched
 from hybridcore.checkpoint.store import CheckpointStore
 from hybridcore.config import HybridConfig
 from hybridcore.configfile import config_from_dict
-from hybridcore.peaks import PEAKS
 from hybridcore.plugins import Registry, load_framework, load_registry
 from hybridcore.runner import run_task
+from hybridcore.testing import without_clock
 
-CLOCK = {
-    "elapsed",
-    "seconds",
-    "credit_seconds",
-    "overhead_share",
-    "average_seconds",
-    "averaged_elapsed",
-    "read_out_seconds",
-    "read_out_elapsed",
-}
-CLOCK |= {"time", "config", "dynamics_seconds", *PEAKS}
 FRAMEWORKS = ("numpy", "torch", "jax", "tensorflow")
 _HANGING = 120.0
 """Seconds without progress after which a run hangs: on a busy machine a sound one may take its time."""
@@ -119,7 +108,7 @@ def config(steps: int, asynchronous: bool, framework: str = "numpy") -> HybridCo
 def end_of(folder: Path) -> object:
     """Record without what a clock wrote into it, and weights of a finished run."""
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    record = [{key: value for key, value in line.items() if key not in CLOCK} for line in lines]
+    record = [without_clock(line) for line in lines]
     return record, (folder / "checkpoints" / "average.safetensors").read_bytes()
 
 

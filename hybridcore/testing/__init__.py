@@ -15,6 +15,7 @@ _EXPORTS = {
     "PredictorContract": "hybridcore.testing.predictor_contract",
     "TrajectoryAdapter": "hybridcore.testing.trajectories",
     "synthetic_history": "hybridcore.testing.trajectories",
+    "without_clock": "hybridcore.testing.records",
 }
 
 if TYPE_CHECKING:
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from hybridcore.testing.dynamics_contract import DynamicsContract
     from hybridcore.testing.monitor_contract import MonitorContract
     from hybridcore.testing.predictor_contract import PredictorContract
+    from hybridcore.testing.records import without_clock
     from hybridcore.testing.trajectories import TrajectoryAdapter, synthetic_history
 
 __all__ = [
@@ -36,6 +38,7 @@ __all__ = [
     "PredictorContract",
     "TrajectoryAdapter",
     "synthetic_history",
+    "without_clock",
 ]
 
 

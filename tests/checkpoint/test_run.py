@@ -18,21 +18,10 @@ from hybridcore.checkpoint.store import CheckpointStore
 from hybridcore.config import CheckpointConfig
 from hybridcore.configfile import config_from_dict
 from hybridcore.errors import CheckpointError
-from hybridcore.peaks import PEAKS
 from hybridcore.plugins import load_registry
 from hybridcore.runner import run_task
+from hybridcore.testing import without_clock
 
-CLOCK = {
-    "elapsed",
-    "seconds",
-    "credit_seconds",
-    "overhead_share",
-    "average_seconds",
-    "averaged_elapsed",
-    "read_out_seconds",
-    "read_out_elapsed",
-}
-CLOCK |= {"time", "dynamics_seconds", *PEAKS}
 REGISTRY = load_registry()
 
 
@@ -71,7 +60,7 @@ def interrupted(folder, made, at=50, arm="hybrid"):
 def record(folder):
     """The record without what a clock wrote into it."""
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [{k: v for k, v in line.items() if k not in CLOCK and k != "config"} for line in lines]
+    return [without_clock(line) for line in lines]
 
 
 def weights(folder, name="average"):

@@ -18,24 +18,13 @@ from hybridcore.checkpoint.engine_state import Moment
 from hybridcore.configfile import config_from_dict
 from hybridcore.engine import Engine
 from hybridcore.errors import CheckpointError, SnapshotError
-from hybridcore.peaks import PEAKS
 from hybridcore.plugins import load_registry
 from hybridcore.protocols import ArrayRef
 from hybridcore.runner import run_task
+from hybridcore.testing import without_clock
 from hybridcore_tensorflow import TensorFlowAdapter, load_exported
 
 layers = keras.layers
-CLOCK = {
-    "elapsed",
-    "seconds",
-    "credit_seconds",
-    "overhead_share",
-    "average_seconds",
-    "averaged_elapsed",
-    "read_out_seconds",
-    "read_out_elapsed",
-}
-CLOCK |= {"time", "dynamics_seconds", "config", *PEAKS}
 REGISTRY = load_registry()
 SHARES = {
     "predictor": {"name": "drift"},
@@ -75,7 +64,7 @@ def config(name, steps=45):
 
 def record(folder):
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [{k: v for k, v in line.items() if k not in CLOCK} for line in lines]
+    return [without_clock(line) for line in lines]
 
 
 class Stop(BaseException):
@@ -182,7 +171,7 @@ class Trace:
 
     def hear(self, event, payload):
         plain = {k: repr(v) for k, v in payload.items() if isinstance(v, int | float | str)}
-        self.events.append((event.value, {k: v for k, v in plain.items() if k not in CLOCK}))
+        self.events.append((event.value, without_clock(plain)))
 
     def step(self, batch):
         if self.engine.needs_backward:

@@ -13,23 +13,12 @@ from hybridcore.checkpoint.codec import Decoder, Encoder
 from hybridcore.checkpoint.engine_state import Moment
 from hybridcore.configfile import config_from_dict
 from hybridcore.errors import CheckpointError, SnapshotError
-from hybridcore.peaks import PEAKS
 from hybridcore.plugins import load_registry
 from hybridcore.runner import run_task
 from hybridcore.tasks.building import build_task
+from hybridcore.testing import without_clock
 from hybridcore_torch import TorchAdapter
 
-CLOCK = {
-    "elapsed",
-    "seconds",
-    "credit_seconds",
-    "overhead_share",
-    "average_seconds",
-    "averaged_elapsed",
-    "read_out_seconds",
-    "read_out_elapsed",
-}
-CLOCK |= {"time", "dynamics_seconds", "config", *PEAKS}
 REGISTRY = load_registry()
 RUNS = {
     "adam, cosine schedule, continuous jumps": {
@@ -61,7 +50,7 @@ def config(name, steps=60):
 
 def record(folder):
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [{k: v for k, v in line.items() if k not in CLOCK} for line in lines]
+    return [without_clock(line) for line in lines]
 
 
 class Stop(BaseException):
