@@ -127,14 +127,14 @@ def rows(results: Mapping[Setting, Comparison]) -> list[Row]:
 
 
 def edges(results: Mapping[Setting, Comparison]) -> list[str]:
-    """Names of the best recipes whose rate is the largest tried, so that a larger one may be better."""
+    """Names of the best recipes whose rate is the largest or smallest tried: another may be better."""
     groups: dict[tuple[str, str, str], list[Setting]] = {}
     for setting in results:
         groups.setdefault((setting.model, setting.optimizer, setting.schedule), []).append(setting)
     found = []
     for alike in groups.values():
         best = min(alike, key=lambda s: _or_infinite(results[s].row("baseline").final_loss))
-        if best.rate == max(s.rate for s in alike):
+        if best.rate in (max(s.rate for s in alike), min(s.rate for s in alike)):
             found.append(best.name)
     return found
 
@@ -385,7 +385,7 @@ def tabulate_all(
         return
     print(markdown(table) + "\n\n" + worst(table))
     for name in edges(results):
-        print(f"the best rate is the largest tried: {name}")
+        print(f"the best rate is at the edge of those tried: {name}")
     (folder / "predict.json").write_text(
         json.dumps(report(table, plan, seconds), indent=2) + "\n", encoding="utf-8"
     )

@@ -46,6 +46,8 @@ def test_rates_and_losses_are_set_against_the_best_baseline(predict):
     table = {row.setting.name: row for row in predict.rows(results)}
     assert list(table) == ["mlp-sgd-0.01", "mlp-sgd-0.1", "mlp-sgd-0.2-cosine", "mlp-adam-0.001"]
     assert predict.edges(results) == ["mlp-sgd-0.2-cosine", "mlp-adam-0.001"]
+    lower = {setting("gpt", "adamw", r): runs(baseline=[3.0, loss]) for r, loss in ((0.1, 1.0), (0.3, 2.0))}
+    assert predict.edges(lower) == ["gpt-adamw-0.1"], "a smaller rate may be better as well"
     slow = table["mlp-sgd-0.01"]
     assert slow.rate_over_best == pytest.approx(0.1)
     assert slow.tuned_loss == 0.8, "the best of this optimizer, whatever its schedule"
