@@ -24,7 +24,7 @@ from hybridcore.rates import RateControl
 from hybridcore.reach import Reach
 from hybridcore.state import Statistics
 from hybridcore.trial import Point, Trial
-from hybridcore.verdict import Reference, Verdict, judge, overfitted, straightened
+from hybridcore.verdict import Reference, Verdict, judge, overfitted, rate_between
 
 __all__ = ["TrialKeeper"]
 
@@ -42,6 +42,9 @@ _STATE = (
     "_ended",
     "_undone",
 )
+
+_FEWEST = 5
+"""Losses without which they say nothing about the slope."""
 
 _SPARE = 3
 """Skipped steps in a trial that may be their batches' fault."""
@@ -377,6 +380,31 @@ class TrialKeeper:
         """Put back what `state_dict` gave."""
         put(self, _STATE, state)
 
+    def _shallower(self, slope: float, behind: float) -> float:
+        """Factor on the slope between two means that makes it no steeper than the losses of steps allow.
+
+        A curve may flatten between the older mean and the newer. The losses of the steps of the newer one say
+        so, where they are not too noisy: by least squares, to within `confidence_z` errors.
+
+        Args:
+            slope: Mean loss per step.
+            behind: Steps since the middle of the newest mean.
+
+        Returns:
+            Between 0 and 1; 1 where there is no mean yet, or fewer losses than say anything.
+        """
+        count = 2 * math.floor(behind) + 1
+        recent = np.asarray(list(self._statistics.losses)[-count:])
+        if slope >= 0.0 or count < _FEWEST or recent.size < count or not np.isfinite(recent).all():
+            return 1.0
+        steps = np.arange(count) - (count - 1) / 2.0
+        spread = float((steps**2).sum())
+        found = float((steps * recent).sum()) / spread
+        left = recent - recent.mean() - found * steps
+        error = math.sqrt(float((left**2).sum()) / (count - 2) / spread)
+        steepest = found - self._config.verdict.confidence_z * error
+        return min(1.0, max(0.0, steepest / slope))
+
     def _reference(self, cost: float, predicted: float, previous: Trial | None) -> tuple[Reference, float]:
         """The curve before a jump, per real step of the user's own optimizer, and its place in real steps.
 
@@ -398,7 +426,9 @@ class TrialKeeper:
         age = max(progress + predicted, 2.0)
         if earlier is not None:
             steps = progress - earlier.progress + max(0.0, predicted - earlier.covered)
-            self._rate = (losses - earlier.losses) / -straightened(-min(steps, age - 1.0), age)
+            self._rate = rate_between(earlier.losses, losses, min(steps, age - 1.0), age)
+            if previous is None:
+                self._rate = self._rate * self._shallower(float(self._rate.mean()), behind)
         # Where there is no slope of now, an older one asks for more than now can be: sooner that than none,
         # which would credit the jump with what the steps did. A controller can wait (`knows_curve`).
         return Reference(losses, self._rate, cost - behind, age), progress

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from hybridcore.config import VerdictConfig
 from hybridcore.probes import paired_difference
 
-__all__ = ["Reference", "Verdict", "judge", "overfitted", "straightened"]
+__all__ = ["Reference", "Verdict", "judge", "overfitted", "rate_between", "straightened"]
 
 
 @attrs.frozen
@@ -39,12 +39,30 @@ class Reference:
     def at(self, cost: float) -> NDArray[np.float64]:
         """Per-example losses expected at a later cost without the jump.
 
-        Training curves flatten. They are continued straight over the logarithm of the steps; late in a run
-        that is a straight line.
+        Training curves flatten. They are continued as a power of the steps, a straight line where both are
+        logarithms (Hestness et al., arXiv:1712.00409); late in a run that is a straight line. A mean loss
+        that is not positive has no logarithm: there it is straight over the logarithm of the steps.
         """
         if self.rate is None or self.slope == 0.0:
             return self.losses
-        return self.losses + self.rate * straightened(cost - self.cost, self.age)
+        steps = straightened(cost - self.cost, self.age)
+        level = float(self.losses.mean())
+        if math.isfinite(self.age) and level > 0.0:
+            fall = self.slope * steps / level
+            steps *= math.expm1(fall) / fall if fall else 1.0
+        return self.losses + self.rate * steps
+
+    def doubt(self, cost: float) -> float:
+        """How far the mean loss may differ from `at`, since nothing shows how soon the curve will flatten.
+
+        A standard deviation. The fall to come may be anything between none and what is asked, where it
+        reaches as far ahead as the curve has come; sooner, as much less as it reaches less far.
+
+        Args:
+            cost: As for `at`.
+        """
+        asked = float(self.losses.mean() - self.at(cost).mean())
+        return min(1.0, max(0.0, cost - self.cost) / self.age) * abs(asked) / math.sqrt(12.0)
 
 
 @attrs.frozen(slots=True)
@@ -100,7 +118,7 @@ def judge(
     difference = paired_difference(achieved, reference.at(cost))
     gain, error = -difference.mean, difference.error
     fall = paired_difference(reference.losses, achieved)
-    level = gain >= -config.confidence_z * error
+    level = gain >= -config.confidence_z * math.hypot(error, reference.doubt(cost))
     falling = fall.mean > config.confidence_z * fall.error
     kept = level or (falling and fall.mean >= config.least_progress * (fall.mean - gain))
     slope = -reference.slope
@@ -132,6 +150,33 @@ def overfitted(held_out: NDArray[np.float64], trained: NDArray[np.float64], conf
         return False
     variance = held_out.var(ddof=1) / held_out.size + trained.var(ddof=1) / trained.size
     return bool(held_out.mean() - trained.mean() > config.confidence_z * math.sqrt(variance))
+
+
+def rate_between(
+    earlier: NDArray[np.float64], losses: NDArray[np.float64], steps: float, age: float
+) -> NDArray[np.float64]:
+    """Change of losses per step at the newer of two points of a curve that is a power of the steps.
+
+    Where the mean does not fall, or is not positive, the curve is taken to be straight over the logarithm of
+    the steps.
+
+    Args:
+        earlier: Per-example losses at the older point, shape (n,).
+        losses: Those at the newer one.
+        steps: Steps between them, less than `age`.
+        age: Steps that the curve had come by the newer one.
+
+    Example:
+        >>> rate = rate_between(np.array([1.0]), np.array([0.5]), 10.0, 20.0)  # one over the steps
+        >>> round(float(rate[0]), 6) == -0.5 / 20.0
+        True
+    """
+    rate = (losses - earlier) / -straightened(-steps, age)
+    now, before = float(losses.mean()), float(earlier.mean())
+    if not 0.0 < now < before:
+        return rate
+    ratio = before / now
+    return rate * (math.log(ratio) / (ratio - 1.0))
 
 
 def straightened(steps: float, age: float) -> float:

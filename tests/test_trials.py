@@ -7,6 +7,7 @@ import attrs
 import numpy as np
 import pytest
 from engine_lab import Proposes, Scripted, bits, bowl, build, clouds, configure, correct, drive, full, predict
+from scipy.stats import linregress
 
 from hybridcore.controllers.fixed import Fixed, FixedConfig
 from hybridcore.predictors.drift import Drift
@@ -18,10 +19,9 @@ UPHILL = {"groups": {"max_relative_jump": 1e9}}
 OPTIMIZERS = ["sgd", "momentum", "adam"]
 
 
-def integrate(f, low, high, n=20_000):
-    """Midpoint rule."""
-    t = low + (np.arange(n) + 0.5) * (high - low) / n
-    return float(np.mean(f(t)) * (high - low))
+def tangent(older, newer, apart, age):
+    """Slope at the newer of two points of a power of the steps."""
+    return -math.log(older / newer) / math.log(age / (age - apart)) * newer / age
 
 
 def away(by):
@@ -247,10 +247,10 @@ def test_f82_the_verdict_compares_window_averaged_weights_at_equal_cost():
     after = np.mean([(1 - rate * h) ** k * landed for k in range(1, 5)], axis=0)
     # Three probes of one third of a step each: two for the curve before the jump are booked by then.
     cost = 12 + 2 / 3 + 4 - 1.5 - (12 - 1.5)
-    # Straight over the logarithm of the steps.
+    # As a power of the steps.
     age = 12 - 1.5
-    slope = (newer - older) / integrate(lambda t: age / t, age - 4, age)
-    bar = newer + slope * integrate(lambda t: age / t, age, age + cost)
+    slope = tangent(older, newer, 4, age)
+    bar = newer * (1 + cost / age) ** (slope * age / newer)
     (verdict,) = recorder.named("verdict")
     assert verdict["gain"] == pytest.approx(bar - loss(after), rel=1e-4)
     assert verdict["kept"]
@@ -274,9 +274,7 @@ def test_f82_the_slope_is_measured_anew_after_a_rollback():
     at = lambda k: 0.5 * (np.mean([r**j for j in range(k - 3, k + 1)]) * gap) ** 2  # noqa: E731
     assert reference.losses[0] == pytest.approx(at(4), rel=1e-5)
     age = reference.age
-    assert reference.slope == pytest.approx(
-        (at(4) - at(0)) / integrate(lambda t: age / t, age - 4, age), rel=1e-4
-    )
+    assert reference.slope == pytest.approx(tangent(at(0), at(4), 4, age), rel=1e-4)
 
 
 def test_f82_the_slope_is_per_real_step_whatever_probes_cost():
@@ -294,7 +292,44 @@ def test_f82_the_slope_is_per_real_step_whatever_probes_cost():
     slope = engine._trials.trial.reference.slope
     at = lambda k: 0.5 * (np.mean([0.99**j for j in range(k - 3, k + 1)]) * after) ** 2  # noqa: E731
     age = engine._trials.trial.reference.age
-    assert slope == pytest.approx((at(4) - at(0)) / integrate(lambda t: age / t, age - 4, age), rel=1e-4)
+    assert slope == pytest.approx(tangent(at(0), at(4), 4, age), rel=1e-4)
+
+
+@pytest.mark.parametrize("noise", [0.0, 0.3])
+def test_f82_a_slope_is_no_steeper_than_the_losses_of_the_steps_show(noise):
+    """Losses fell fast until step 8 and are level since: what is left of the slope is their noise."""
+    adapter = bowl()
+    engine, _ = build(adapter, configure(), Scripted(full(30)), probes=[None])
+    trials, random = engine._trials, np.random.default_rng(0)
+    trials._statistics.losses.extend(np.maximum(3.0, 7.0 - 0.5 * np.arange(20)))
+    level = 3.0 + noise * random.standard_normal(9)
+    trials._statistics.losses.extend(level)
+    fit = linregress(np.arange(9), level)
+    steepest = fit.slope - 2.0 * fit.stderr
+    assert trials._shallower(-0.5, 4.0) == pytest.approx(max(0.0, -steepest) / 0.5, abs=1e-9)
+    assert trials._shallower(-0.5, 1.5) == 1.0, "three losses say nothing"
+    assert trials._shallower(0.5, 4.0) == 1.0, "a rise is no bar"
+    trials._statistics.losses.extend(3.0 - 0.5 * np.arange(9))
+    assert trials._shallower(-0.5, 4.0) == pytest.approx(1.0)
+    assert trials._shallower(-0.25, 4.0) == 1.0, "it is never made steeper"
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_f84_a_curve_that_flattens_is_no_reason_to_fail_what_is_ahead_of_the_plain_loop(seed):
+    """Steep directions have been learned by step 20, and a gentle one is left, where jumps pay."""
+    spec = OptimizerSpec("sgd", 0.1)
+    shape = {"size": 2, "condition": 100.0, "optimizer": spec}
+    plain, adapter = bowl(seed, **shape), bowl(seed, **shape)
+    script = Scripted(full(20), predict(10.0, settle=20), correct(20))
+    config = configure(probe={"tentative": False}, **UPHILL)
+    engine, recorder = build(adapter, config, script, probes=[None])
+    drive(engine, 44)
+    (verdict,) = recorder.named("verdict")
+    for _ in range(44):
+        plain.train_step(None)
+    assert adapter.probe_loss(None).mean() < plain.probe_loss(None).mean()
+    assert verdict["kept"]
+    assert verdict["behind_steps"] == 0.0
 
 
 def test_f82_credit_is_bounded_by_what_the_caps_left_of_the_horizon():

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from hybridcore.config import VerdictConfig
-from hybridcore.verdict import Reference, judge, overfitted, straightened
+from hybridcore.verdict import Reference, judge, overfitted, rate_between, straightened
 
 SPREAD = np.linspace(-0.5, 0.5, 11)
 """Examples differ in level; the mean of these offsets is zero."""
@@ -125,6 +125,39 @@ def test_f82_without_a_known_slope_any_sure_gain_counts_as_predicted():
     flat = Reference(2.0 + SPREAD, None, 100.0)
     assert judge(flat, 1.9 + SPREAD, 130.0, 12.0, VerdictConfig()).credit_steps == 12.0
     assert not judge(flat, 2.1 + SPREAD, 130.0, 12.0, VerdictConfig()).kept
+
+
+@pytest.mark.parametrize("power", [0.05, 0.5, 2.0])
+@pytest.mark.parametrize("factor", [1.5, 4.0])
+def test_f82_a_power_of_the_steps_is_continued_as_it_is(power, factor):
+    """Two points of 3 t^-p give its slope and all later ones; examples keep their own share of the fall."""
+    at = lambda t: 3.0 * t**-power  # noqa: E731
+    share = 1.0 + SPREAD
+    rate = rate_between(at(8.0) * share, at(20.0) * share, 12.0, 20.0)
+    assert rate.mean() == pytest.approx(-power * at(20.0) / 20.0)
+    reference = Reference(at(20.0) * share, rate, 100.0, age=20.0)
+    np.testing.assert_allclose(reference.at(100.0 + 20.0 * (factor - 1.0)), at(20.0 * factor) * share)
+
+
+def test_f82_losses_that_are_not_positive_go_straight_over_the_logarithm():
+    rate = rate_between(SPREAD, SPREAD - 1.0, 10.0, 20.0)
+    np.testing.assert_allclose(rate, -1.0 / (20.0 * np.log(2.0)))
+    reference = Reference(SPREAD - 1.0, rate, 100.0, age=20.0)
+    np.testing.assert_allclose(reference.at(120.0), SPREAD - 2.0)
+
+
+@pytest.mark.parametrize(("ahead", "share"), [(5.0, 0.25), (20.0, 1.0), (60.0, 1.0)])
+@pytest.mark.parametrize(("times", "level"), [(0.99, True), (1.01, False)])
+def test_f82_the_further_a_curve_is_continued_the_less_it_is_trusted(ahead, share, times, level):
+    """The fall to come may be anything up to what is asked: its deviation is that over the root of twelve."""
+    reference = Reference(2.0 + SPREAD, -0.05 * np.ones(11), 100.0, age=20.0)
+    expected = reference.at(100.0 + ahead)
+    asked = 2.0 - expected.mean()
+    assert reference.doubt(100.0 + ahead) == pytest.approx(share * asked / np.sqrt(12.0))
+    short = times * 2.0 * share * asked / np.sqrt(12.0)
+    verdict = judge(reference, expected + short, 100.0 + ahead, 50.0, VerdictConfig(least_progress=0.0))
+    assert verdict.kept
+    assert (verdict.behind_steps == 0.0) is level
 
 
 @pytest.mark.parametrize("steps", [-5.0, 3.0, 40.0])
