@@ -20,7 +20,18 @@ from hybridcore.plugins import Registry, load_registry
 from hybridcore.runfiles import finished
 from hybridcore.runner import run_task
 
-__all__ = ["ARMS", "CURVE", "FULL_ARMS", "LARGE", "LARGE_ARMS", "SETTINGS", "Plan", "Setting", "large"]
+__all__ = [
+    "ARMS",
+    "CURVE",
+    "FULL_ARMS",
+    "LARGE",
+    "LARGE_ARMS",
+    "ONE_THREAD",
+    "SETTINGS",
+    "Plan",
+    "Setting",
+    "large",
+]
 
 ARMS = ("hybrid", "random", "frozen")
 FULL_ARMS = (*ARMS, "lr-x2", "lr-x4", "lr-x10")
@@ -41,6 +52,15 @@ LARGE_HISTORY = {"10m": 2_000.0, "124m": 16_000.0}
 
 FULL_BATCH = ("convection", "poisson")
 FINE_TUNING = ("lora", "finetune")
+
+ONE_THREAD = {
+    "OMP_NUM_THREADS": "1",
+    "MKL_NUM_THREADS": "1",
+    "XLA_FLAGS": "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1",
+    "TF_NUM_INTRAOP_THREADS": "1",
+    "TF_NUM_INTEROP_THREADS": "1",
+}
+"""Environment of a worker, read by the frameworks when it starts."""
 
 PINN: dict[str, Any] = {
     "predictor": {"name": "gauss-newton"},

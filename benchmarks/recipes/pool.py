@@ -15,9 +15,9 @@ from pathlib import Path
 
 import attrs
 
-from benchmarks.predict import ONE_THREAD
 from benchmarks.recipes.catalogue import Recipe
 from benchmarks.recipes.plan import TUNED, Plan, groups
+from benchmarks.settings import ONE_THREAD
 from hybridcore.errors import HybridCoreError
 
 __all__ = ["run_all"]
