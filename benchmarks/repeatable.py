@@ -1,4 +1,4 @@
-"""Runs on a GPU that repeat bit for bit, so that arms differ by what they do and not by the order of sums."""
+"""GPU runs that repeat bit for bit, nearly: arms differ by what they do, not by the order of sums."""
 
 from __future__ import annotations
 
@@ -13,7 +13,9 @@ def repeatable(device: torch.device) -> None:
     """Let PyTorch take kernels without atomics, in this process from now on; nothing on a CPU.
 
     A convolution's gradient is otherwise summed in another order in every run, and two runs of the same loop
-    end some thousandths apart. Call it before the first matrix product on the device.
+    end some thousandths apart. The backward pass of memory-efficient attention stays as it is: PyTorch makes
+    it repeatable only where a kernel that cannot be is an error. Call it before the first matrix product on
+    the device.
     """
     if device.type != "cuda":
         return
