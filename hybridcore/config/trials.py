@@ -33,7 +33,8 @@ class VerdictConfig:
     """Table ``[verdict]``: the delayed judgement of a trial (F82).
 
     Attributes:
-        confidence_z: A trial fails when its gain is below minus this many standard errors.
+        confidence_z: A trial fails when its gain is below minus this many errors, those of the paired
+            differences and of the curve that is continued.
         least_progress: A trial behind the curve is kept where the loss has still fallen by this share of what
             the curve asks for, and fails below that.
         guard_z: One-sided guard inside a trial: training losses this many deviations above the level before
