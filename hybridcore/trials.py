@@ -24,7 +24,7 @@ from hybridcore.rates import RateControl
 from hybridcore.reach import Reach
 from hybridcore.state import Statistics
 from hybridcore.trial import Point, Trial
-from hybridcore.verdict import Reference, Verdict, judge, overfitted, rate_between
+from hybridcore.verdict import Reference, Verdict, judge, overfitted, rate_between, steepest
 
 __all__ = ["TrialKeeper"]
 
@@ -42,9 +42,6 @@ _STATE = (
     "_ended",
     "_undone",
 )
-
-_FEWEST = 5
-"""Losses without which they say nothing about the slope."""
 
 _SPARE = 3
 """Skipped steps in a trial that may be their batches' fault."""
@@ -384,7 +381,7 @@ class TrialKeeper:
         """Factor on the slope between two means that makes it no steeper than the losses of steps allow.
 
         A curve may flatten between the older mean and the newer. The losses of the steps of the newer one say
-        so, where they are not too noisy: by least squares, to within `confidence_z` errors.
+        so, where they are not too noisy.
 
         Args:
             slope: Mean loss per step.
@@ -395,15 +392,9 @@ class TrialKeeper:
         """
         count = 2 * math.floor(behind) + 1
         recent = np.asarray(list(self._statistics.losses)[-count:])
-        if slope >= 0.0 or count < _FEWEST or recent.size < count or not np.isfinite(recent).all():
+        if slope >= 0.0 or recent.size < count:
             return 1.0
-        steps = np.arange(count) - (count - 1) / 2.0
-        spread = float((steps**2).sum())
-        found = float((steps * recent).sum()) / spread
-        left = recent - recent.mean() - found * steps
-        error = math.sqrt(float((left**2).sum()) / (count - 2) / spread)
-        steepest = found - self._config.verdict.confidence_z * error
-        return min(1.0, max(0.0, steepest / slope))
+        return min(1.0, max(0.0, steepest(recent, self._config.verdict.confidence_z) / slope))
 
     def _reference(self, cost: float, predicted: float, previous: Trial | None) -> tuple[Reference, float]:
         """The curve before a jump, per real step of the user's own optimizer, and its place in real steps.

@@ -11,7 +11,10 @@ from numpy.typing import NDArray
 from hybridcore.config import VerdictConfig
 from hybridcore.probes import paired_difference
 
-__all__ = ["Reference", "Verdict", "judge", "overfitted", "rate_between", "straightened"]
+__all__ = ["Reference", "Verdict", "judge", "overfitted", "rate_between", "steepest", "straightened"]
+
+_FEWEST = 5
+"""Losses without which they say nothing about the slope."""
 
 
 @attrs.frozen
@@ -177,6 +180,30 @@ def rate_between(
         return rate
     ratio = before / now
     return rate * (math.log(ratio) / (ratio - 1.0))
+
+
+def steepest(losses: NDArray[np.float64], z: float) -> float:
+    """Steepest fall per step that losses of successive steps allow: the least squares slope less z errors.
+
+    Args:
+        losses: One for each step, shape (n,).
+        z: Standard errors.
+
+    Returns:
+        The slope; minus infinity where there are too few losses to say, or not all of them are finite.
+
+    Example:
+        >>> steepest(np.array([5.0, 4.0, 3.0, 2.0, 1.0]), 2.0)
+        -1.0
+    """
+    count = losses.size
+    if count < _FEWEST or not np.isfinite(losses).all():
+        return -math.inf
+    steps = np.arange(count) - (count - 1) / 2.0
+    spread = float((steps**2).sum())
+    found = float((steps * losses).sum()) / spread
+    left = losses - losses.mean() - found * steps
+    return found - z * math.sqrt(float((left**2).sum()) / (count - 2) / spread)
 
 
 def straightened(steps: float, age: float) -> float:
