@@ -113,6 +113,22 @@ def test_splits_share_no_example(load):
     assert not probes & validation
 
 
+def test_another_order_has_the_same_examples(load):
+    data, named = load("data"), load("catalogue").named
+    recipe = attrs.evolve(named("sklearn-mlp"), batch_size=1237)
+    split = data.load(recipe, None)
+    published, other = next(split.batches(0)), next(data.reshuffled(split, recipe, 7))
+    assert not np.array_equal(published[0], other[0])
+    assert {row.tobytes() for row in published[0]} == {row.tobytes() for row in other[0]}
+
+    recipe = named("torch-polynomial")
+    split = data.load(recipe, None)
+    published, other = next(split.batches(0)), next(data.reshuffled(split, recipe, 7))
+    assert not np.array_equal(published[0], other[0])
+    pairs = [set(zip(x.ravel().tolist(), y.ravel().tolist(), strict=True)) for x, y in (published, other)]
+    assert pairs[0] == pairs[1], "rows stay together"
+
+
 def test_made_rows_have_the_noise_that_they_claim(load):
     x, y = load("data")._friedman_rows()
     u = x.astype(float) / math.sqrt(12.0) + 0.5
@@ -190,6 +206,7 @@ def test_a_late_round_begins_nothing_and_a_finished_one_is_kept(round_folder):
         "random",
         "frozen",
         "lr-x10",
+        "reshuffled",
         "ema",
         "muon",
     }
@@ -216,6 +233,18 @@ def test_tuned_arms_have_the_tuned_settings_and_the_others_the_published_ones(ro
         assert task["learning_rate"] == pytest.approx(factor * recipe.learning_rate), arm
         assert task["schedule"] == (tuned.schedule if arm == "tuned" else recipe.schedule)
         assert (start["seed"], start["arm"]) == (1, arm)
+
+
+def test_the_reshuffled_arm_is_the_published_loop_in_another_order(round_folder):
+    from hybridcore.records import read_run
+
+    folder, _, recipe, *_ = round_folder
+    base, again = (
+        read_run(folder / recipe.name / arm / "seed-1").evaluations for arm in ("baseline", "reshuffled")
+    )
+    assert again[0].loss == base[0].loss, "the same initial weights"
+    assert [e.cost for e in again] == [e.cost for e in base], "no engine"
+    assert again[-1].loss != base[-1].loss
 
 
 def test_the_report_is_what_the_runs_say(round_folder, capsys):
@@ -287,7 +316,7 @@ def test_aims_are_counted_from_the_rows(load, round_folder):
         )
 
     rows = [
-        like("a", hybrid=6.0, tuned=6.5),
+        like("a", hybrid=6.0, tuned=6.5, reshuffled=1.02),
         like("b", **{"hybrid": 5.0, "hybrid, read out": 8.5, "tuned": 9.0}),
         like("c", hybrid=1.0, ema=2.0),
     ]
@@ -297,6 +326,7 @@ def test_aims_are_counted_from_the_rows(load, round_folder):
     assert not slow.met
     assert "read out, in cost on 1 (b)" in fast.got
     assert "not on c" in slow.got, "its lower bound is 0.97"
+    assert "by the baseline itself, reshuffled, on 1 of 3, not on b, c" in slow.got
     assert often.met
     assert "hybrid 67%" in often.got
     assert "ema 33%" in often.got

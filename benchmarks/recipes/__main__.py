@@ -21,7 +21,16 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from benchmarks.recipes.catalogue import RECIPES, Recipe
-from benchmarks.recipes.plan import CONTROLS, EVALUATIONS, OWN_RATE, PREDICTION, PUBLISHED_RIVALS, TUNED, Plan
+from benchmarks.recipes.plan import (
+    CONTROLS,
+    EVALUATIONS,
+    OWN_RATE,
+    PREDICTION,
+    PUBLISHED_RIVALS,
+    RESHUFFLED,
+    TUNED,
+    Plan,
+)
 from hybridcore.runfiles import write_json
 
 RIVALS_ALL = tuple(dict.fromkeys((*PUBLISHED_RIVALS, *OWN_RATE, *PREDICTION)))
@@ -67,7 +76,7 @@ def plan_of(options: argparse.Namespace) -> Plan:
     folder = options.data or Path(os.environ.get("HYBRIDCORE_DATA", "../shared/data"))
     return Plan(
         seeds=tuple(range(options.seeds or (2 if options.quick else 5))),
-        arms=("hybrid", *CONTROLS, *(() if options.no_tuned else TUNED), *rivals),
+        arms=("hybrid", RESHUFFLED, *CONTROLS, *(() if options.no_tuned else TUNED), *rivals),
         scale=options.scale,
         device=options.device,
         data=folder.resolve() if folder.is_dir() else None,

@@ -18,7 +18,7 @@ from hybridcore.tasks.batches import Batch, ShuffledBatches, batches_of, split_i
 from hybridcore.tasks.data import digits, mnist
 from hybridcore.tasks.full_batch import FullBatch, interior_points
 
-__all__ = ["DATA", "FILES", "Data", "data_of", "load"]
+__all__ = ["DATA", "FILES", "Data", "data_of", "load", "reshuffled"]
 
 FILES = {"fashion-mnist": "fashion_mnist.npz", "shakespeare": "tinyshakespeare.txt"}
 """Files that are looked for in the data folder; without them the recipes that need them cannot be run."""
@@ -60,6 +60,24 @@ def load(recipe: Recipe, folder: Path | None) -> Data:
         TaskError: A file or a package is missing.
     """
     return DATA[data_of(recipe, folder)](recipe, folder)
+
+
+def reshuffled(data: Data, recipe: Recipe, order: int) -> Iterator[Any]:
+    """The training batches of another order, all else equal.
+
+    A full batch stays what it is; its rows are shuffled, so that sums are rounded otherwise.
+
+    Args:
+        data: The data of the recipe.
+        recipe: The recipe.
+        order: Seeds the order.
+    """
+    stream = data.batches(order)
+    if not recipe.full_batch:
+        return stream
+    rng, whole = np.random.default_rng(order), next(stream)
+    rows = {size: rng.permutation(size) for size in sorted({len(part) for part in whole})}
+    return iter(FullBatch(tuple(part[rows[len(part)]] for part in whole)))
 
 
 def _file(kind: str, folder: Path | None) -> Path:

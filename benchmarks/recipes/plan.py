@@ -29,9 +29,23 @@ from hybridcore.runner import train
 from hybridcore.training import RunResult
 from hybridcore.tuning import CANDIDATES
 
-__all__ = ["CONTROLS", "OWN_RATE", "PREDICTION", "PUBLISHED_RIVALS", "TUNED", "Plan", "Tuned", "groups"]
+__all__ = [
+    "CONTROLS",
+    "OWN_RATE",
+    "PREDICTION",
+    "PUBLISHED_RIVALS",
+    "RESHUFFLED",
+    "TUNED",
+    "Plan",
+    "Tuned",
+    "groups",
+]
 
 CONTROLS = ("random", "frozen", "lr-x4", "lr-x10")
+RESHUFFLED = "reshuffled"
+"""The published loop from the same initial weights with its examples in another order: what the time to a
+target owes to chance."""
+
 TUNED = ("tuned", "hybrid-tuned")
 PREDICTION = ("nowcast", "gauss-newton")
 """Other predictors of this project: a plugin, and the one for losses that are squares."""
@@ -49,6 +63,7 @@ NOWCAST: dict[str, Any] = {
 """The controller under which its model card found it best; under `credit` it is never ready."""
 
 TUNING_SEED = 1000
+OTHER_ORDER = 2000
 EVALUATIONS = 40
 READ_TWICE = ("baseline", "hybrid", "tuned")
 """Arms that are also read out by the running average of their weights."""
@@ -144,7 +159,9 @@ class Plan:
             "average": {"enabled": arm in READ_TWICE},
             "metrics": {"step_every": max(1, steps // 300)},
         }
-        if arm == "gauss-newton":
+        if arm == RESHUFFLED:
+            data["task"]["order"] = OTHER_ORDER + seed
+        elif arm == "gauss-newton":
             data |= PINN
         elif arm == "nowcast":
             data |= NOWCAST | {"predictor": {"name": arm, arm: {"decay_steps": steps}}}
@@ -352,8 +369,9 @@ class Plan:
         if arm in RIVALS:
             config = RIVALS[arm].configuration(config)
             result = self._train(recipe, config, arm, RivalRun(RIVALS[arm]), place, registry)
-        elif arm in TUNED or arm in PREDICTION:
-            result = self._train(recipe, config, arm, arm != "tuned", place, registry)
+        elif arm in (*TUNED, *PREDICTION, RESHUFFLED):
+            engine = arm not in ("tuned", RESHUFFLED)
+            result = self._train(recipe, config, arm, engine, place, registry)
         else:
             plan = plan_arm(config, arm, registry)
             result = self._train(recipe, plan.config, arm, plan.engine, place, registry)

@@ -9,7 +9,7 @@ from typing import Any
 import attrs
 
 from benchmarks.recipes.data import data_of
-from benchmarks.recipes.plan import CONTROLS, OWN_RATE, PUBLISHED_RIVALS
+from benchmarks.recipes.plan import CONTROLS, OWN_RATE, PUBLISHED_RIVALS, RESHUFFLED
 from benchmarks.recipes.rows import Row, aims
 from hybridcore.compare import ArmRow
 from hybridcore.metrics import plain_json
@@ -60,8 +60,9 @@ def _published(rows: Sequence[Row]) -> Table:
         "worst seed",
         "cost: read out",
         "baseline read out",
+        "reshuffled",
+        "best control",
     )
-    head += ("best control",)
     cells = []
     for row in rows:
         hybrid = row.arm("hybrid")
@@ -79,6 +80,7 @@ def _published(rows: Sequence[Row]) -> Table:
                 _gain(hybrid.speedup_wall_low),
                 _cost(row, "hybrid, read out"),
                 _cost(row, "baseline, read out"),
+                _with_interval(row.arm(RESHUFFLED), "cost"),
                 _best(row, CONTROLS),
             )
         )
@@ -89,6 +91,8 @@ def _published(rows: Sequence[Row]) -> Table:
         "forward pass as a third. rate / tuned: the published learning rate over the tuned one. read out: "
         "by the weights or their running mean, as held-out examples decide, for the hybrid and, as its "
         "control, for the baseline. "
+        "reshuffled: the published loop once more, from the same initial weights, its examples in another "
+        "order: what a time to the target owes to chance. "
         "Controls: random jumps, no jumps in the same duty cycle, 4 and 10 times the rate. ~: in some seed "
         "the target lies before the first evaluation, so that the time to it is drawn, not measured."
     )
@@ -128,7 +132,7 @@ def _tuned(rows: Sequence[Row]) -> Table:
 
 
 def _rivals(rows: Sequence[Row]) -> Table:
-    named = ("hybrid", *PUBLISHED_RIVALS, *OWN_RATE, "gauss-newton", *CONTROLS)
+    named = ("hybrid", *PUBLISHED_RIVALS, *OWN_RATE, "gauss-newton", RESHUFFLED, *CONTROLS)
     arms = [arm for arm in named if any(row.arm(arm) is not None for row in rows)]
     cells = tuple((row.name, *(_cost(row, arm) for arm in arms)) for row in rows)
     note = (
@@ -142,7 +146,7 @@ def _rivals(rows: Sequence[Row]) -> Table:
 
 def _losses(rows: Sequence[Row]) -> Table:
     named = ("baseline", "hybrid", "tuned", "hybrid-tuned", *PUBLISHED_RIVALS, *OWN_RATE, "gauss-newton")
-    named += CONTROLS
+    named += (RESHUFFLED, *CONTROLS)
     arms = [arm for arm in named if any(row.arm(arm) is not None for row in rows)]
     cells = tuple((row.name, *(_loss(row, arm) for arm in arms)) for row in rows)
     return Table("Final validation losses", "Medians over seeds.", ("recipe", *arms), cells)
@@ -238,7 +242,9 @@ def _ratio(value: float) -> str:
     return "-" if math.isnan(value) else "missed" if math.isinf(value) else f"{value:.2f}"
 
 
-def _with_interval(row: ArmRow, kind: str) -> str:
+def _with_interval(row: ArmRow | None, kind: str) -> str:
+    if row is None:
+        return "-"
     value = row.speedup_cost if kind == "cost" else row.speedup_wall
     low, high = row.speedup_cost_interval if kind == "cost" else row.speedup_wall_interval
     gain = _drawn(row) + _gain(value)

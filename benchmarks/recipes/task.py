@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from benchmarks.recipes.catalogue import named
-from benchmarks.recipes.data import load
+from benchmarks.recipes.data import load, reshuffled
 from benchmarks.recipes.models import build
 from benchmarks.recipes.optimizers import make_optimizer, make_schedule
 from benchmarks.repeatable import repeatable
@@ -34,6 +34,7 @@ def recipe(
     schedule: str,
     weight_decay: float,
     data: str = "",
+    order: int | None = None,
     make: Callable[[list[Any], OptimizerSpec], Any] | None = None,
 ) -> TaskRun:
     """A recipe's model, optimizer, schedule and data in PyTorch.
@@ -49,6 +50,7 @@ def recipe(
         schedule: Its name.
         weight_decay: Weight decay.
         data: Folder of the data files.
+        order: Seeds the order of examples instead of `seed`.
         make: Makes another optimizer than the recipe's own.
     """
     assert framework == "torch"
@@ -73,10 +75,11 @@ def recipe(
         residual_fn=built.residual_fn,
     )
     validation = [to_device(batch, place) for batch in source.validation]
+    batches = source.batches(seed) if order is None else reshuffled(source, found, order)
     torch.manual_seed(seed)  # dropout; every arm draws alike
     return TaskRun(
         adapter=adapter,
-        batches=ConvertedBatches(source.batches(seed), partial(to_device, device=place)),
+        batches=ConvertedBatches(batches, partial(to_device, device=place)),
         probes=tuple(to_device(batch, place) for batch in source.probes),
         evaluate=lambda: built.evaluate(built.model, validation),
         schedule_step=rates.step if rates is not None else None,
