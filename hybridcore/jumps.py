@@ -164,6 +164,8 @@ class JumpLimiter:
     def _shortened(jump: Jump) -> Jump:
         """The same direction, no longer than it may be."""
         left = min(1.0, jump.longest / jump.relative) if jump.relative > 0.0 else 1.0
+        if left == 1.0:
+            return jump
         return attrs.evolve(
             jump,
             groups={group: left * factor for group, factor in jump.groups.items()},

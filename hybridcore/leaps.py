@@ -382,9 +382,11 @@ class Leaps:
 
     def prediction(self, predictor: Predictor, horizon: float, continuous: bool) -> Prediction:
         """The predictor's proposal; measured by probes where it can use them and no step is continuous."""
+        if continuous or not len(self._probes):  # first, since it is cheaper than to look at a class
+            return predictor.predict(self._history, horizon, self._adapter.xp)
         measures = isinstance(predictor, MeasuringPredictor)
         linearises = isinstance(predictor, LinearisingPredictor) and "residuals" in self._adapter.capabilities
-        if continuous or not len(self._probes) or not (measures or linearises):
+        if not (measures or linearises):
             return predictor.predict(self._history, horizon, self._adapter.xp)
         current = self._adapter.read_params()
 

@@ -138,12 +138,13 @@ class Credit:
         self._trust = self.config.trust
         self._since = self._seen = 0
         self._climbing = self._normalised = False
+        self._averaged = True
 
     def choose(self, state: EngineState) -> Action:
         """Repeat the last update h - 1 times, or rest until the next sample of the reach."""
         c = self.config
         if state.phase is Phase.PREDICT:
-            return Action(Phase.CORRECT, 1, "Correct follows Predict", observe=True)
+            return Action(Phase.CORRECT, 1, "Correct follows Predict", observe=True, averaged=self._averaged)
         opening = state.trial_steps_left == 0
         reach = state.reach if math.isfinite(state.reach) else 1.0
         if opening and c.foresight and state.forecast is not None:
@@ -179,6 +180,7 @@ class Credit:
                 Phase.FULL, length if not awake else 1, f"predictor {name!r} is not ready", observe=awake
             )
         self._waits = 0
+        self._averaged = self._trials + 2 >= self._next_probe
         probe = opening and self._trials + 1 >= self._next_probe
         if probe and not state.curve_known:
             reason = "a verdict needs to know how fast the loss falls without jumps"
@@ -192,7 +194,7 @@ class Credit:
             settle=c.window,
             judge="probe" if probe else "guard",
             continuous=True,
-            averaged=probe or self._trials + 2 >= self._next_probe,
+            averaged=self._averaged,
             longest=self._trust,
         )
 

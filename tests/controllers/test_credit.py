@@ -222,6 +222,30 @@ def test_f86_no_repetition_moves_the_weights_further_than_its_cap():
     assert min(truly[0.003]) > 0.0
 
 
+def test_windows_are_averaged_only_for_trials_that_a_probe_judges():
+    """A trial by its guard alone saves a pass over the weights at each step, but for one before a probe."""
+    adapter, sums = bowl(optimizer=OptimizerSpec("sgd", 1e-5)), []
+    engine, _ = run(adapter, None, 150)
+    add = adapter.add_params
+
+    def added(into, *factors, **named):
+        if not factors and not named:
+            sums.append(trial)  # a window's sum; the last update is made with factors
+        return add(into, *factors, **named)
+
+    adapter.add_params = added
+    judged, guarded = set(), set()
+    for _ in range(400):
+        trial = engine._trials.trial
+        if trial is not None:
+            (guarded if trial.by == "guard" else judged).add(id(trial))
+        drive(engine, 1)
+    by = [trial.by for trial in sums if trial is not None]
+    assert len(guarded) > 2 * len(judged) > 0
+    assert by.count("probe") >= len(judged), "sums of those"
+    assert len({id(trial) for trial in sums if trial is not None and trial.by == "guard"}) <= len(judged) + 1
+
+
 def test_a_verdict_waits_until_the_slope_without_jumps_is_known():
     """After a rest the first trial opens when two window means have shown how fast the loss falls."""
     adapter, batches, held_out = clouds(optimizer=OptimizerSpec("adam", 1e-3))
