@@ -16,8 +16,9 @@ from hybridcore.structuring import did_you_mean
 
 __all__ = ["ARMS", "ArmPlan", "check_arm", "plan_arm"]
 
-ARMS = ("baseline", "hybrid", "none", "frozen", "random", "lr-x2", "lr-x4", "lr-x10", "tuned")
+ARMS = ("baseline", "hybrid", "reshuffled", "none", "frozen", "random", "lr-x2", "lr-x4", "lr-x10", "tuned")
 """All arms, in the order of tables: ``baseline`` trains without the engine; ``hybrid`` as configured;
+``reshuffled`` is the baseline on the batches that would come next, what a time to a target owes to chance;
 ``none``, ``frozen`` and ``random`` are the engine with a predictor that proposes nothing, zero, or a random
 direction of equal norm; ``lr-x<factor>`` is the baseline at a multiple of its learning rate (any factor);
 ``tuned`` is the baseline at the best rate of a sweep."""
@@ -34,11 +35,13 @@ class ArmPlan:
         arm: Its name.
         config: The configuration to train with.
         engine: Whether the engine takes part.
+        skip: Batches of the task's stream to pass over first.
     """
 
     arm: str
     config: HybridConfig
     engine: bool
+    skip: int = 0
 
 
 def check_arm(arm: str) -> None:
@@ -71,6 +74,8 @@ def plan_arm(config: HybridConfig, arm: str, registry: Classes) -> ArmPlan:
         return ArmPlan(arm, config, engine=True)
     if arm in _CONTROLS:
         return ArmPlan(arm, _with_predictor(config, arm, registry), engine=True)
+    if arm == "reshuffled":
+        return ArmPlan(arm, config, engine=False, skip=config.run.steps)
     match = _RATE.match(arm)
     if match is None:
         return ArmPlan(arm, config, engine=False)

@@ -37,7 +37,7 @@ __all__ = [
     "warm_up",
 ]
 
-DEFAULT_ARMS = ("baseline", "hybrid", "none", "frozen", "random", "lr-x2", "lr-x4", "lr-x10")
+DEFAULT_ARMS = ("baseline", "hybrid", "reshuffled", "none", "frozen", "random", "lr-x2", "lr-x4", "lr-x10")
 """Arms that are run unless others are named."""
 
 _READ_TWICE = ("baseline", "hybrid", "tuned")

@@ -22,6 +22,7 @@ from hybridcore.peaks import PeakMemory
 from hybridcore.records import Evaluation
 from hybridcore.runfiles import run_start, write_config
 from hybridcore.steppers import Recipe, build_stepper
+from hybridcore.tasks.batches import skip_batches
 from hybridcore.tasks.building import build_task
 from hybridcore.tracking import Tracking
 from hybridcore.training import RunResult, TrainingLoop
@@ -74,7 +75,7 @@ def run_task(
         return tune(config, out_dir=out_dir, progress=progress, registry=registry, baseline=baseline).best
     plan = plan_arm(config, arm, registry)
     out = Path(out_dir)
-    return train(plan.config, arm, plan.engine, out, progress, registry, baseline, faults, resume)
+    return train(plan.config, arm, plan.engine, out, progress, registry, baseline, faults, resume, plan.skip)
 
 
 def train(
@@ -87,6 +88,7 @@ def train(
     baseline: tuple[Evaluation, ...] | None = None,
     faults: Sequence[Fault] = (),
     resume: bool = False,
+    skip: int = 0,
 ) -> RunResult:
     """`run_task` after the arm is planned: with this configuration, under this label.
 
@@ -100,10 +102,13 @@ def train(
         baseline: Evaluations of the paired baseline.
         faults: Faults to inject.
         resume: Go on from the newest sound checkpoint.
+        skip: Batches of the task's stream to pass over first.
     """
     with ExitStack() as stack:
         memory = stack.enter_context(PeakMemory())
         task = build_task(config, registry) if isinstance(engine, bool) else engine.task(config, registry)
+        if skip:
+            skip_batches(task.batches, skip)
         memory.follow(task.adapter)
         events, clock = EventBus(Containment(config.plugins)), Stopwatch()
         if faults:

@@ -208,6 +208,33 @@ def test_rate_arms_scale_the_configured_rate(registry, configuration):
     assert plan_arm(config, "hybrid", registry).config is config
 
 
+def test_f74_the_reshuffled_arm_is_the_plain_loop_on_later_batches(tmp_path, registry, configuration):
+    config = configuration(task={"name": "logistic"})
+    base, again = (
+        run_task(config, arm=arm, out_dir=tmp_path / arm, registry=registry)
+        for arm in ("baseline", "reshuffled")
+    )
+    assert again.evaluations[0].loss == base.evaluations[0].loss, "the same initial weights"
+    assert again.final_loss != base.final_loss
+    assert [e.cost for e in again.evaluations] == [e.cost for e in base.evaluations], "no engine"
+
+
+def test_a_stream_that_ends_early_says_so_in_the_reshuffled_arm(
+    tmp_path, registry, configuration, toy, monkeypatch
+):
+    original = toy.build
+
+    def short(**options):
+        run = original(**options)
+        return attrs.evolve(run, batches=itertools.islice(run.batches, 70))
+
+    monkeypatch.setattr(toy, "build", short)
+    config = configuration()
+    assert run_task(config, arm="baseline", out_dir=tmp_path / "a", registry=registry).final_loss > 0.0
+    with pytest.raises(TaskError, match="ended after 10 of 60 real steps"):
+        run_task(config, arm="reshuffled", out_dir=tmp_path / "b", registry=registry)
+
+
 def test_unknown_arm_and_task_without_a_rate_are_configuration_errors(
     registry, monkeypatch, configuration, toy
 ):

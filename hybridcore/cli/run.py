@@ -44,7 +44,7 @@ def run(
         config: TOML file, or the name of a preset.
         framework: Use this framework instead of run.framework.
         set_: Setting dotted.key=value that replaces the file's; may be given again.
-        arm: hybrid, baseline, a control (none, frozen, random), lr-xN for N times the rate, or tuned.
+        arm: hybrid, baseline, a control (reshuffled, none, frozen, random), lr-xN (N times the rate), tuned.
         baseline: Folder of a recorded baseline with the same seed; gives speed-up and loss gap.
         trace: Log every decision with its reason.
         inject: Faults to inject, such as nan@500,spike@900; kinds: nan, spike, poison, predictor, lr,

@@ -54,7 +54,7 @@ def sweep(
         config: TOML file, or the name of a preset.
         grid: Values of a setting, dotted.key=value,value; may be given again for further settings.
         seeds: Number of seeds, counted up from run.seed.
-        arm: What to train: hybrid, baseline, a control (none, frozen, random), or lr-xN.
+        arm: What to train: hybrid, baseline, a control (reshuffled, none, frozen, random), or lr-xN.
         baseline: Train the plain loop beside it, for speed-ups.
         framework: Use this framework instead of run.framework.
         set_: Setting dotted.key=value that replaces the file's; may be given again.

@@ -22,6 +22,7 @@ _COLOURS = {
     "baseline, averaged": "#777777",
     "hybrid": "#0b6fd1",
     "hybrid, averaged": "#6fb1f2",
+    "reshuffled": "#555555",
     "none": "#9a9a9a",
     "frozen": "#b07aa1",
     "random": "#d4a017",

@@ -151,10 +151,10 @@ def skip_batches(batches: Iterator[Any], count: int) -> None:
     read = sum(1 for _ in itertools.islice(batches, count))
     if read < count:
         raise TaskError(
-            f"the training batches ended after {read} of the {count} that the run has used",
+            f"the training batches ended after {read} of the {count} to pass over",
             where="task",
-            expected="the same stream of batches as before",
-            fix="give the task the data that the run was begun with",
+            expected="an endless stream of batches, the same as before where a run goes on",
+            fix="repeat the data, as by itertools.cycle; a run goes on with the data it began with",
         )
 
 

@@ -91,11 +91,12 @@ def test_resumed_run_leaves_the_same_record(tmp_path, truth, at):
         assert weights(folder, name) == weights(tmp_path / "whole", name)
 
 
-def test_the_plain_loop_resumes_too(tmp_path):
+@pytest.mark.parametrize("arm", ["baseline", "reshuffled"])
+def test_the_plain_loop_resumes_too(tmp_path, arm):
     whole, folder = tmp_path / "whole", tmp_path / "run"
-    run_task(config(), arm="baseline", out_dir=whole, registry=REGISTRY)
-    interrupted(folder, config(), 60, arm="baseline")
-    run_task(config(), arm="baseline", out_dir=folder, registry=REGISTRY, resume=True)
+    run_task(config(), arm=arm, out_dir=whole, registry=REGISTRY)
+    interrupted(folder, config(), 60, arm=arm)
+    run_task(config(), arm=arm, out_dir=folder, registry=REGISTRY, resume=True)
     assert record(folder) == record(whole)
 
 
