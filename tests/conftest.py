@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import logging
 import sys
 from types import ModuleType
 
@@ -46,6 +47,16 @@ def _toy_module():
     module.build = build
     module.wrong = lambda **options: options
     return module
+
+
+@pytest.fixture(autouse=True)
+def _own_logging():
+    """The command line sends the log to its own handler; the next test finds it as it was."""
+    logger = logging.getLogger("hybridcore")
+    handlers, level, propagate = list(logger.handlers), logger.level, logger.propagate
+    yield
+    logger.handlers, logger.propagate = handlers, propagate
+    logger.setLevel(level)
 
 
 @pytest.fixture

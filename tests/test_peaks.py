@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import time
 from pathlib import Path
 
@@ -81,8 +80,7 @@ class Card:
         return self.most
 
 
-def test_the_device_is_read_while_the_run_lasts_and_its_failure_ends_no_run(caplog, monkeypatch):
-    monkeypatch.setattr(logging.getLogger("hybridcore"), "propagate", True)  # the command line stops it
+def test_the_device_is_read_while_the_run_lasts_and_its_failure_ends_no_run(caplog):
     card = Card()
     assert isinstance(card, PeakMemoryAdapter)
     with PeakMemory() as peak:
