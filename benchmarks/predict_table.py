@@ -54,7 +54,8 @@ class Row:
         return self._best(lambda arm: arm in RIVALS)
 
     def _best(self, among: Callable[[str], bool]) -> tuple[str, float]:
-        others = {arm: g for arm, g in self.cost.items() if not arm.startswith(("hybrid", "baseline"))}
+        own = ("hybrid", "baseline", "reshuffled")
+        others = {arm: g for arm, g in self.cost.items() if not arm.startswith(own)}
         found = {arm: g for arm, g in others.items() if among(arm) and not math.isnan(g)}
         best = max(found, key=lambda arm: found[arm], default="-")
         return best, found.get(best, math.nan)

@@ -18,7 +18,8 @@ __all__ = ["ARMS", "ArmPlan", "check_arm", "plan_arm"]
 
 ARMS = ("baseline", "hybrid", "reshuffled", "none", "frozen", "random", "lr-x2", "lr-x4", "lr-x10", "tuned")
 """All arms, in the order of tables: ``baseline`` trains without the engine; ``hybrid`` as configured;
-``reshuffled`` is the baseline on the batches that would come next, what a time to a target owes to chance;
+``reshuffled`` is the baseline on the batches that would follow its own, what a time to a target owes to
+chance, but for streams that repeat themselves, where it is the baseline once more;
 ``none``, ``frozen`` and ``random`` are the engine with a predictor that proposes nothing, zero, or a random
 direction of equal norm; ``lr-x<factor>`` is the baseline at a multiple of its learning rate (any factor);
 ``tuned`` is the baseline at the best rate of a sweep."""

@@ -1,4 +1,7 @@
-"""Paired comparison of arms: same seeds, same initial weights and data, interleaved order (F73, F74, F78)."""
+"""Paired comparison of arms: same seeds, initial weights and batches, interleaved order (F73, F74, F78).
+
+One control, `reshuffled`, has other batches on purpose.
+"""
 
 from __future__ import annotations
 

@@ -8,6 +8,8 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import attrs
+
 from hybridcore.arms import plan_arm
 from hybridcore.assembly import build_trackers
 from hybridcore.checkpoint.session import RunCheckpoints
@@ -108,6 +110,7 @@ def train(
         memory = stack.enter_context(PeakMemory())
         task = build_task(config, registry) if isinstance(engine, bool) else engine.task(config, registry)
         if skip:
+            task = attrs.evolve(task, batches=iter(task.batches))
             skip_batches(task.batches, skip)
         memory.follow(task.adapter)
         events, clock = EventBus(Containment(config.plugins)), Stopwatch()

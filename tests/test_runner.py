@@ -208,15 +208,46 @@ def test_rate_arms_scale_the_configured_rate(registry, configuration):
     assert plan_arm(config, "hybrid", registry).config is config
 
 
-def test_f74_the_reshuffled_arm_is_the_plain_loop_on_later_batches(tmp_path, registry, configuration):
-    config = configuration(task={"name": "logistic"})
-    base, again = (
-        run_task(config, arm=arm, out_dir=tmp_path / arm, registry=registry)
-        for arm in ("baseline", "reshuffled")
-    )
+def test_f74_the_reshuffled_arm_is_the_plain_loop_on_later_batches(
+    tmp_path, registry, configuration, toy, monkeypatch
+):
+    config = configuration()
+    again = run_task(config, arm="reshuffled", out_dir=tmp_path / "again", registry=registry)
+    base = run_task(config, arm="baseline", out_dir=tmp_path / "base", registry=registry)
+    original = toy.build
+
+    def later(**options):
+        run = original(**options)
+        return attrs.evolve(run, batches=itertools.islice(run.batches, config.run.steps, None))
+
+    monkeypatch.setattr(toy, "build", later)
+    moved = run_task(config, arm="baseline", out_dir=tmp_path / "moved", registry=registry)
+    assert [(e.step, e.cost, e.loss) for e in again.evaluations] == [
+        (e.step, e.cost, e.loss) for e in moved.evaluations
+    ]
     assert again.evaluations[0].loss == base.evaluations[0].loss, "the same initial weights"
     assert again.final_loss != base.final_loss
-    assert [e.cost for e in again.evaluations] == [e.cost for e in base.evaluations], "no engine"
+
+
+def test_f74_a_stream_that_begins_anew_for_each_reader_is_passed_over_too(
+    tmp_path, registry, configuration, toy, monkeypatch
+):
+    original, made = toy.build, {}
+
+    class Batches:
+        def __init__(self, options):
+            self.options = options
+
+        def __iter__(self):
+            return original(**self.options).batches
+
+    def build(**options):
+        return attrs.evolve(original(**options), batches=Batches(options))
+
+    for name, function in (("plain", original), ("anew", build)):
+        monkeypatch.setattr(toy, "build", function)
+        made[name] = run_task(configuration(), arm="reshuffled", out_dir=tmp_path / name, registry=registry)
+    assert made["anew"].final_loss == made["plain"].final_loss
 
 
 def test_a_stream_that_ends_early_says_so_in_the_reshuffled_arm(
@@ -233,6 +264,9 @@ def test_a_stream_that_ends_early_says_so_in_the_reshuffled_arm(
     assert run_task(config, arm="baseline", out_dir=tmp_path / "a", registry=registry).final_loss > 0.0
     with pytest.raises(TaskError, match="ended after 10 of 60 real steps"):
         run_task(config, arm="reshuffled", out_dir=tmp_path / "b", registry=registry)
+    longer = attrs.evolve(config, run=attrs.evolve(config.run, steps=80))
+    with pytest.raises(TaskError, match="reshuffled"):
+        run_task(longer, arm="reshuffled", out_dir=tmp_path / "c", registry=registry)
 
 
 def test_unknown_arm_and_task_without_a_rate_are_configuration_errors(

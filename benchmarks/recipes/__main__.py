@@ -2,10 +2,10 @@
 
     python -m benchmarks.recipes [--quick] [--only NAME] [--data DIR] [--workers N] [--minutes M] --out DIR
 
-For each recipe: the baseline as published, the hybrid run with the engine's defaults on the published
-settings, controls, the tuned baseline, the hybrid run on the tuned settings, and rivals. What is finished in
-the folder is kept, so that a call that was cut short, or that named some recipes only, is completed by the
-next one.
+For each recipe: the baseline as published, the same with its examples in another order, the hybrid run with
+the engine's defaults on the published settings, controls, the tuned baseline, the hybrid run on the tuned
+settings, and rivals. What is finished in the folder is kept, so that a call that was cut short, or that
+named some recipes only, is completed by the next one.
 """
 
 from __future__ import annotations
@@ -73,10 +73,11 @@ def plan_of(options: argparse.Namespace) -> Plan:
     rivals = () if options.rivals == "none" else words
     if unknown := [word for word in rivals if word not in RIVALS_ALL]:
         sys.exit(f"unknown rival {', '.join(unknown)}; there are {', '.join(RIVALS_ALL)}")
+    again = () if options.quick else (RESHUFFLED,)
     folder = options.data or Path(os.environ.get("HYBRIDCORE_DATA", "../shared/data"))
     return Plan(
         seeds=tuple(range(options.seeds or (2 if options.quick else 5))),
-        arms=("hybrid", RESHUFFLED, *CONTROLS, *(() if options.no_tuned else TUNED), *rivals),
+        arms=("hybrid", *again, *CONTROLS, *(() if options.no_tuned else TUNED), *rivals),
         scale=options.scale,
         device=options.device,
         data=folder.resolve() if folder.is_dir() else None,

@@ -195,7 +195,12 @@ def aims(rows: Sequence[Row]) -> list[Aim]:
             + (f", not on {', '.join(slow_wall)}" if slow_wall else "")
             + f"; read out, in cost on {len(read) - len(slow_read)} of {len(read)}"
             + (f", not on {', '.join(slow_read)}" if slow_read else "")
-            + f"; by the baseline itself, reshuffled, on {len(again) - len(slow_again)} of {len(again)}"
+            + (
+                f"; by the baseline itself, reshuffled, on {len(again) - len(slow_again)} of "
+                if again
+                else ""
+            )
+            + (f"{len(again)}" if again else "")
             + (f", not on {', '.join(slow_again)}" if slow_again else ""),
             not slow,
         ),

@@ -180,7 +180,8 @@ class Credit:
                 Phase.FULL, length if not awake else 1, f"predictor {name!r} is not ready", observe=awake
             )
         self._waits = 0
-        self._averaged = self._trials + 2 >= self._next_probe
+        ahead = math.ceil(2 * state.window / c.window)  # trials in which two windows close
+        self._averaged = self._trials + 1 + ahead >= self._next_probe
         probe = opening and self._trials + 1 >= self._next_probe
         if probe and not state.curve_known:
             reason = "a verdict needs to know how fast the loss falls without jumps"

@@ -34,7 +34,7 @@ class TaskRun:
 
     Attributes:
         adapter: Model and optimizer behind the adapter.
-        batches: Endless training batches, the same for every framework and arm of this seed.
+        batches: Endless training batches, the same whenever the task is built with this seed.
         probes: Held-out batches for probes; never overlap `evaluate`'s examples.
         evaluate: Mean validation loss, and other named metrics, of the current weights.
         schedule_step: Called after every real step (learning-rate schedule); None without one.

@@ -22,7 +22,7 @@ _COLOURS = {
     "baseline, averaged": "#777777",
     "hybrid": "#0b6fd1",
     "hybrid, averaged": "#6fb1f2",
-    "reshuffled": "#555555",
+    "reshuffled": "#8c564b",
     "none": "#9a9a9a",
     "frozen": "#b07aa1",
     "random": "#d4a017",
@@ -246,7 +246,8 @@ def _title(comparison: Comparison) -> str:
             if hybrid.speedup_cost > 0
             else "hybrid misses the target"
         )
-    controls = [row for row in comparison.rows if row.arm not in ("baseline", "hybrid", "hybrid, averaged")]
+    own = ("baseline", "reshuffled", "hybrid", "hybrid, averaged")
+    controls = [row for row in comparison.rows if row.arm not in own]
     best = max(controls, key=lambda row: row.speedup_wall, default=None)
     if best is not None and best.speedup_wall > 0:
         drawn = _drawn(best)

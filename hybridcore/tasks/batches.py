@@ -154,7 +154,8 @@ def skip_batches(batches: Iterator[Any], count: int) -> None:
             f"the training batches ended after {read} of the {count} to pass over",
             where="task",
             expected="an endless stream of batches, the same as before where a run goes on",
-            fix="repeat the data, as by itertools.cycle; a run goes on with the data it began with",
+            fix="let the stream go on; a run goes on with the data it began with, and the arm reshuffled "
+            "needs as many batches again and can be left out",
         )
 
 

@@ -234,16 +234,26 @@ def test_windows_are_averaged_only_for_trials_that_a_probe_judges():
         return add(into, *factors, **named)
 
     adapter.add_params = added
-    judged, guarded = set(), set()
+    trials = {}
     for _ in range(400):
         trial = engine._trials.trial
-        if trial is not None:
-            (guarded if trial.by == "guard" else judged).add(id(trial))
+        trials[id(trial)] = trial
         drive(engine, 1)
-    by = [trial.by for trial in sums if trial is not None]
+    judged, guarded = ([t for t in trials.values() if t and t.by == by] for by in ("probe", "guard"))
+    times = {name: sum(t is trial for t in sums) for name, trial in trials.items()}
     assert len(guarded) > 2 * len(judged) > 0
-    assert by.count("probe") >= len(judged), "sums of those"
-    assert len({id(trial) for trial in sums if trial is not None and trial.by == "guard"}) <= len(judged) + 1
+    assert all(times[id(trial)] >= 10 for trial in judged[:-1])
+    assert 0 < sum(times[id(trial)] > 0 for trial in guarded) <= len(judged) + 1
+
+
+def test_short_trials_are_averaged_early_enough_for_the_next_verdict():
+    """Two windows must have closed before a verdict, which takes several trials that are shorter."""
+    adapter = bowl(optimizer=OptimizerSpec("sgd", 1e-5))
+    _, recorder = run(adapter, None, 800, config=CreditConfig(window=6), history={"window": 10})
+    waits = [p for p in recorder.named("phase-start") if "how fast the loss falls" in p["reason"]]
+    gains = [v["gain"] for v in recorder.named("verdict") if math.isfinite(v["gain"])]
+    assert len(gains) > 4
+    assert len(waits) <= len(gains), "32 waits where the trial before a verdict alone is averaged"
 
 
 def test_a_verdict_waits_until_the_slope_without_jumps_is_known():
