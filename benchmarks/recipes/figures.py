@@ -12,7 +12,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg  # noqa: F401 - the 
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from benchmarks.recipes.plan import CONTROLS, OWN_RATE, PUBLISHED_RIVALS
+from benchmarks.recipes.plan import CONTROLS, OWN_RATE, PUBLISHED_RIVALS, RESHUFFLED
 from benchmarks.recipes.rows import Row, times
 from hybridcore.report.axes import plain_log
 from hybridcore.report.overhead import draw_overhead, overheads
@@ -77,6 +77,11 @@ def speedups(rows: Sequence[Row]) -> Any:
                 )
             if not math.isnan(interval[0]):
                 axis.plot([max(v, FLOOR) for v in interval], [place, place], color="#0b6fd1", linewidth=2)
+            again = row.arm(RESHUFFLED)
+            chance = None if again is None else getattr(again, f"speedup_{kind}_interval")
+            if chance is not None and not math.isnan(chance[0]):
+                ends = [max(v, FLOOR) for v in chance]
+                axis.plot(ends, [place, place], color="#d0d0d0", linewidth=9, solid_capstyle="butt", zorder=1)
         axis.axvline(1.0, color="#222222", linewidth=1)
         axis.axvline(5.0, color="#222222", linewidth=1, linestyle=":")
         axis.set(xlabel=f"times sooner to the baseline's final loss, {label}")
@@ -88,7 +93,10 @@ def speedups(rows: Sequence[Row]) -> Any:
     panels[0].set_yticks(range(len(rows)), [row.name for row in reversed(rows)])
     looks = (("hybrid", "o", "#0b6fd1"), ("best control", "s", "#b8402f"), ("tuned baseline", "D", "#1b8a5a"))
     handles = [Line2D([], [], marker=m, color=c, linestyle="none", label=name) for name, m, c in looks]
-    figure.legend(handles=handles, loc="outside lower center", ncols=3, frameon=False)
+    if any(row.arm(RESHUFFLED) is not None for row in rows):
+        again = "baseline reshuffled, 95 % interval"
+        handles.append(Line2D([], [], color="#d0d0d0", linewidth=9, label=again))
+    figure.legend(handles=handles, loc="outside lower center", ncols=4, frameon=False)
     figure.suptitle(
         "Published settings; hollow: missed; bars: 95 % intervals; dotted: 5x; ~: time drawn, not measured",
         fontsize=10,
