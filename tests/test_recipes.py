@@ -140,12 +140,12 @@ def test_made_rows_have_the_noise_that_they_claim(load):
 
 
 def test_rungs_of_the_ladder(load):
-    plan = load("plan")
-    assert [plan._times(factor, 1) for factor in (0.3, 1.0, 3.0, 10.0)] == [1.0, 3.0, 10.0, 30.0]
-    assert [plan._times(factor, -1) for factor in (0.3, 1.0, 30.0)] == [0.1, 0.3, 10.0]
-    assert plan._beyond({1.0: 2.0, 3.0: 1.0}) == 10.0
-    assert plan._beyond({1.0: 1.0, 3.0: 2.0}) == 0.3
-    assert plan._beyond({1.0: 2.0, 3.0: 1.0, 10.0: math.inf}) is None
+    ladder = load("ladder")
+    assert [ladder.times(factor, 1) for factor in (0.3, 1.0, 3.0, 10.0)] == [1.0, 3.0, 10.0, 30.0]
+    assert [ladder.times(factor, -1) for factor in (0.3, 1.0, 30.0)] == [0.1, 0.3, 10.0]
+    assert ladder.beyond({1.0: 2.0, 3.0: 1.0}) == 10.0
+    assert ladder.beyond({1.0: 1.0, 3.0: 2.0}) == 0.3
+    assert ladder.beyond({1.0: 2.0, 3.0: 1.0, 10.0: math.inf}) is None
 
 
 def test_tuning_finds_the_best_rate_away_from_the_edge_and_is_kept(load, tmp_path, monkeypatch):

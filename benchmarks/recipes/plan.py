@@ -16,6 +16,7 @@ import attrs
 
 from benchmarks.recipes.catalogue import Recipe
 from benchmarks.recipes.data import load
+from benchmarks.recipes.ladder import lowest, next_candidates, times
 from benchmarks.rivals import RIVALS, RivalRun
 from benchmarks.settings import PINN
 from hybridcore.arms import plan_arm
@@ -246,8 +247,8 @@ class Plan:
                 return False
             losses[schedule, factor] = self._candidate(recipe, Tuned(factor, schedule), place, registry)
             if not waiting:
-                waiting = self._next(losses, recipe)
-        best = _lowest(losses)
+                waiting = next_candidates(losses, recipe.schedule)
+        best = lowest(losses)
         write_json(
             folder / "tuning.json",
             {
@@ -258,21 +259,6 @@ class Plan:
             },
         )
         return True
-
-    def _next(self, losses: dict[tuple[str, float], float], recipe: Recipe) -> list[tuple[str, float]]:
-        """Further candidates: beyond an edge that is best, then the other schedule."""
-        own = {f: loss for (s, f), loss in losses.items() if s == recipe.schedule}
-        step = _beyond(own)
-        if step is not None:
-            return [(recipe.schedule, step)]
-        if recipe.schedule != "constant":
-            return []
-        cosine = {f: loss for (s, f), loss in losses.items() if s == "cosine"}
-        best = _lowest(own)
-        if not cosine:
-            return [("cosine", best), ("cosine", _times(best, 1))]
-        step = _beyond(cosine)
-        return [("cosine", step)] if step is not None and step > best else []
 
     def missing(self, recipe: Recipe, folder: Path) -> list[Tuned]:
         """Candidates that `tune` still needs, as far as that is known, and some that it may need next.
@@ -289,10 +275,10 @@ class Plan:
                 if not losses:
                     waiting += [(recipe.schedule, factor) for factor in (0.3, 10.0, 30.0)]
                 elif len(waiting) > 1:
-                    waiting.append((waiting[0][0], _times(waiting[0][1], 2)))
+                    waiting.append((waiting[0][0], times(waiting[0][1], 2)))
                 return [Tuned(f, s) for s, f in waiting if not finished(_place(folder, s, f))]
             losses |= {c: _final_loss(place) for c, place in places.items()}
-            waiting = [c for c in self._next(losses, recipe) if c not in losses]
+            waiting = [c for c in next_candidates(losses, recipe.schedule) if c not in losses]
         return []
 
     def candidate(self, recipe: Recipe, tuned: Tuned, folder: Path) -> bool:
@@ -423,21 +409,3 @@ def _place(folder: Path, schedule: str, factor: float) -> Path:
 def _final_loss(place: Path) -> float:
     loss = json.loads((place / "summary.json").read_text(encoding="utf-8"))["final_loss"]
     return math.inf if loss is None else float(loss)
-
-
-def _lowest(losses: dict[Any, float]) -> Any:
-    return min(losses, key=lambda key: losses[key] if math.isfinite(losses[key]) else math.inf)
-
-
-def _beyond(losses: dict[float, float]) -> float | None:
-    """The factor next to the best one, where that lies at the edge of those tried."""
-    best = _lowest(losses)
-    if best == max(losses):
-        return _times(best, 1)
-    return _times(best, -1) if best == min(losses) else None
-
-
-def _times(factor: float, places: int) -> float:
-    """Neighbours on the ladder ... 0.3, 1, 3, 10, 30 ..."""
-    rung = round(2 * math.log10(factor)) + places
-    return float(f"{(1.0 if rung % 2 == 0 else 3.0) * 10.0 ** (rung // 2):.6g}")
